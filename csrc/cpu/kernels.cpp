@@ -1,0 +1,14 @@
+// Compiled once per instruction set (cmake/kernels.cmake): everything it includes lives in that set's namespace.
+#include "cpu/kernels.h"
+
+#include "cpu/merge_states.h"
+
+ATTN_NAMESPACE_BEGIN
+
+extern const Kernels kernel_table;
+const Kernels kernel_table = {
+    .merge_states = merge_states,
+    .merge_states_backward = merge_states_backward,
+};
+
+ATTN_NAMESPACE_END

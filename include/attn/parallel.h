@@ -1,0 +1,48 @@
+// Work sharing for CPU kernels: a dynamic queue of independent items over a pluggable thread backend. Inside PyTorch
+// the backend is PyTorch's own (csrc/ops/parallel.cpp); elsewhere it is a pool of std::thread.
+#pragma once
+
+#include <type_traits>
+
+#include "attn/types.h"
+
+namespace attn {
+
+// Where threads come from.
+struct ParallelBackend {
+  // Most workers `run` is asked for.
+  int (*threads)();
+  // Calls body(context, worker) once for every worker in [0, workers) and returns when all are done. Calls may run one
+  // after another on one thread. `body` never throws.
+  void (*run)(int workers, void (*body)(void* context, int worker), void* context);
+};
+
+// Replaces the backend. Not to be called while work is running.
+void set_parallel_backend(const ParallelBackend& backend);
+
+// Number of workers that parallel_items may use, hence of scratch areas it may need.
+int parallel_threads();
+
+// Size of the std::thread pool behind the default backend; 0 = the number of hardware threads.
+void set_pool_threads(int threads);
+
+// parallel_items with the types erased.
+void parallel_items_erased(int64_t items, void (*call)(void* context, int64_t item, int worker), void* context);
+
+}  // namespace attn
+
+ATTN_NAMESPACE_BEGIN
+
+// Calls fn(item, worker) once for every item in [0, items), in no particular order, items being taken one at a time as
+// workers become free. `worker` is in [0, parallel_threads()) and no two calls that run at the same time share it.
+// The first exception thrown by fn stops the queue and is rethrown here.
+template <class F>
+inline void parallel_items(int64_t items, F&& fn) {
+  using Fn = std::remove_reference_t<F>;
+  parallel_items_erased(
+      items,
+      [](void* context, int64_t item, int worker) { (*static_cast<Fn*>(context))(item, worker); },
+      const_cast<void*>(static_cast<const void*>(&fn)));
+}
+
+ATTN_NAMESPACE_END

@@ -1,0 +1,106 @@
+"""What each backend supports, as data: predicates with reasons.
+
+One table drives the choice of a backend, the text of `BackendError`, `attn.info()` and the support matrix of the documentation.
+A predicate returns None where it holds, otherwise the reason, as a sentence that says what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import BackendError
+
+Facts = Mapping[str, Any]
+Predicate = Callable[[Facts], "str | None"]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A set of kernels for one kind of device.
+
+    Attributes:
+        name: as users see it.
+        devices: `torch.device` types it serves.
+        dtypes: element types of its floating point arguments.
+        ops: functions it has kernels for, each with what further restricts it.
+        predicates: restrictions common to all its functions.
+    """
+
+    name: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    ops: dict[str, tuple[Predicate, ...]]
+    predicates: tuple[Predicate, ...] = field(default=())
+
+    def reasons(self, op: str, facts: Facts) -> list[str]:
+        """Why this backend cannot serve the call; empty if it can."""
+        device, dtype = facts["device"], facts["dtype"]
+        why = []
+        if op not in self.ops:
+            why.append(f"has no kernels for {op}")
+        if device not in self.devices:
+            why.append(f"serves {' and '.join(self.devices)} tensors, got {device}; move them with .to('{self.devices[0]}')")
+        if dtype not in self.dtypes:
+            names = ", ".join(dtype_name(d) for d in self.dtypes)
+            why.append(f"supports dtypes {names}, got {dtype_name(dtype)}; convert with .to(...)")
+        for predicate in (*self.predicates, *self.ops.get(op, ())):
+            reason = predicate(facts)
+            if reason is not None:
+                why.append(reason)
+        return why
+
+
+# Functions with CPU kernels; add a row here with the kernel.
+_CPU_OPS: dict[str, tuple[Predicate, ...]] = {
+    "merge_states": (),
+}
+
+BACKENDS: tuple[Backend, ...] = (
+    Backend(
+        name="cpu",
+        # Meta tensors have shapes only; the fake implementations serve them.
+        devices=("cpu", "meta"),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64),
+        ops=_CPU_OPS,
+    ),
+)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def require_backend(op: str, tensor: Tensor, **facts: Any) -> Backend:
+    """The first backend that serves the call, or BackendError with every backend's reasons.
+
+    Args:
+        op: name of the public function.
+        tensor: an argument whose device and dtype decide.
+        facts: further facts that predicates look at, e.g. head_dim.
+    """
+    known = {"device": tensor.device.type, "dtype": tensor.dtype, **facts}
+    for backend in BACKENDS:
+        if not backend.reasons(op, known):
+            return backend
+    known["dtype"] = dtype_name(tensor.dtype)
+    reasons = {b.name: b.reasons(op, {**known, "dtype": tensor.dtype}) for b in BACKENDS}
+    raise BackendError(op, known, reasons)
+
+
+def support_matrix() -> list[dict[str, str]]:
+    """One row per function and backend: op, backend, devices, dtypes."""
+    return [
+        {
+            "op": op,
+            "backend": backend.name,
+            "devices": ", ".join(backend.devices),
+            "dtypes": ", ".join(dtype_name(d) for d in backend.dtypes),
+        }
+        for backend in BACKENDS
+        for op in backend.ops
+    ]
