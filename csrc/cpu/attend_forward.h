@@ -1,0 +1,322 @@
+// Attention forward: for each block of rows, walk the schedule's key tiles; scores, rule, online softmax, values.
+#pragma once
+
+#include "attn/parallel.h"
+#include "cpu/mask_panel.h"
+#include "cpu/softmax_panel.h"
+#include "cpu/work.h"
+
+ATTN_NAMESPACE_BEGIN
+
+// Query heads of a GQA group whose rows see the same keys.
+inline int64_t heads_sharing_schedule(const AttendParams& p) {
+  const int64_t group = p.heads_kv ? p.heads / p.heads_kv : 1;
+  if (p.schedule == ScheduleKind::layout) {
+    const LayoutView& l = p.layout;
+    return l.count_head == 0 && l.index_head == 0 && l.full_count_head == 0 && l.full_index_head == 0 ? group : 1;
+  }
+  if (p.schedule == ScheduleKind::gathered) return p.selection.heads == p.heads ? 1 : group;
+  return group;
+}
+
+// Shape of the work items of a call.
+struct RowPlan {
+  int32_t tile;    // rows of a head
+  int64_t heads;   // heads an item flattens
+  int64_t splits;  // parts the keys of a sequence are cut into; each is an item, merged afterwards
+
+  explicit RowPlan(const AttendParams& p) {
+    // Half-size tiles below 1024 queries: enough items for many cores, still two reuses of every packed key tile.
+    tile = p.tq >= 1024 ? kMaxRows : kMaxRows / 2;
+    const int64_t tile_rows = p.tq < tile ? (p.tq > 0 ? p.tq : 1) : tile;
+    const int64_t share = heads_sharing_schedule(p);
+    heads = 1;
+    for (int64_t h = 2; h <= share; ++h) {
+      if (share % h == 0 && h * tile_rows <= kMaxRows) heads = h;
+    }
+    // Few rows (decoding) leave nothing else to share out. 4096 keys amortise an item; the cut depends on shapes only.
+    splits = p.tq <= 16 && p.schedule != ScheduleKind::gathered ? (p.tk + 4095) / 4096 : 1;
+    if (splits < 1) splits = 1;
+  }
+};
+
+template <class In> struct ForwardItem {
+  using T = Operand<In>;
+  using A = Acc<T>;
+  static constexpr int W = kPanel<T>, L = kLanes<T>;
+
+  const AttendParams& p;
+  const int64_t depth, columns;
+  RowBlock* rows;
+  KeyTile* tile;
+  T *q, *k;
+  ColumnOperand<T, In>* values;
+  A *o, *m, *l, *s, *alpha, *key_weight;
+  T* weights;
+  int32_t* segment;
+
+  ForwardItem(const AttendParams& params, Carve& c)
+      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)) {
+    const int keys = tile_keys(p.dim, p.dim_v);
+    rows = c.take<RowBlock>(1);
+    tile = c.take<KeyTile>(1);
+    values = c.take<ColumnOperand<T, In>>(1);
+    q = c.take<T>((kMaxRows + W) * depth);
+    k = c.take<T>(keys * depth);
+    T* value_columns = c.take<T>(keys * columns);
+    if (c.base) values->scratch = value_columns;
+    o = c.take<A>((kMaxRows + W) * columns);
+    m = c.take<A>(kMaxRows + 2 * W);
+    l = c.take<A>(kMaxRows + 2 * W);
+    s = c.take<A>(keys * W);
+    weights = kPairRows<T> ? c.take<T>(keys * W) : reinterpret_cast<T*>(s);
+    alpha = c.take<A>(W);
+    key_weight = c.take<A>(keys);
+    segment = c.take<int32_t>(keys);
+  }
+
+  const In* q_row(const Sequence& seq, int32_t r) const {
+    return static_cast<const In*>(p.q.data) + seq.batch * p.q.batch + rows->head_of(r) * p.q.head +
+           (seq.q_token + rows->query_of(r)) * p.q.token;
+  }
+
+  void load_queries(const Sequence& seq) {
+    for (int32_t first = 0; first < rows->rows; first += W) {
+      const int32_t n = min_i32(W, rows->rows - first);
+      pack_panel<T, In>([&](int64_t r) { return q_row(seq, first + static_cast<int32_t>(r)); }, n, p.dim,
+                        q + first * depth, n <= L ? L : W);
+    }
+    const int32_t padded = (rows->rows + W - 1) / W * W;
+    for (int32_t r = 0; r < padded; ++r) {
+      m[r] = -kInfinity<A>;
+      l[r] = 0;
+    }
+    std::memset(o, 0, padded * columns * sizeof(A));
+  }
+
+  // One panel of rows against keys [a, b) of the tile.
+  template <int NV> void panel(int32_t first, int a, int b, bool masked, const Placed<T>& kt, const Modifiers<A>& mod) {
+    const int n = b - a;
+    vec<A> top[NV];
+    for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
+    dot_panel<T, NV>(kt.data + a * kt.ld, kt.ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s, top);
+    if (masked || mod.softcap > 0 || mod.key_weight) modify_panel<A, NV>(s, a, b, *rows, first, *tile, mod, masked, top);
+    softmax_panel<T, NV>(s, n, top, m + first, l + first, alpha, weights);
+    values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, n, alpha, o + first * columns, columns);
+  }
+
+  void key_tile(const Sequence& seq) {
+    const RowGroup& g = rows->group;
+    const In* k_base = static_cast<const In*>(p.k.data) + seq.batch * p.k.batch + g.head_kv * p.k.head + seq.k_token * p.k.token;
+    const In* v_base = static_cast<const In*>(p.v.data) + seq.batch * p.v.batch + g.head_kv * p.v.head + seq.k_token * p.v.token;
+    Modifiers<A> mod{static_cast<A>(p.softcap * kLog2e), nullptr, nullptr, &p.layout};
+    if (p.key_log_weight.data) {
+      const float* w = static_cast<const float*>(p.key_log_weight.data) + seq.batch * p.key_log_weight.batch +
+                       g.head_kv * p.key_log_weight.head;
+      for (int j = 0; j < tile->n; ++j) {
+        key_weight[j] = static_cast<A>(w[(seq.k_token + tile->position[j]) * p.key_log_weight.token] * kLog2e);
+      }
+      mod.key_weight = key_weight;
+    }
+    if (p.segment_k.data) {
+      const int32_t* ids = p.segment_k.data + seq.batch * p.segment_k.batch;
+      for (int j = 0; j < tile->n; ++j) segment[j] = ids[(seq.k_token + tile->position[j]) * p.segment_k.token];
+      mod.segment = segment;
+    }
+    bool placed = false;
+    Placed<T> kt{};
+    for (int32_t first = 0; first < rows->rows; first += W) {
+      const int32_t last = min_i32(first + W, rows->rows);
+      const PanelReach reach = panel_reach(*rows, first, last);
+      int a, b;
+      clip_to_reach(*tile, reach, a, b);
+      if (a >= b || (mod.segment && no_common_segment(reach, first, last, a, b))) continue;
+      if (kPairRows<T>) a &= ~1;  // values are paired from the tile's start
+      const bool masked = needs_mask(*tile, a, b, reach, mod.segment);
+      if (!placed) {
+        kt = place_rows<T, In>({k_base, p.k.token, p.dim, tile->run, tile->runs, tile->n, tile->position}, k);
+        values->place({v_base, p.v.token, p.dim_v, tile->run, tile->runs, tile->n, tile->position}, nullptr);
+        placed = true;
+      }
+      if (masked) values->check();
+      if (last - first <= L) panel<1>(first, a, b, masked, kt, mod);
+      else panel<2>(first, a, b, masked, kt, mod);
+    }
+  }
+
+  bool no_common_segment(const PanelReach& reach, int32_t first, int32_t last, int a, int b) const {
+    int32_t low = segment[a], high = segment[a];
+    for (int j = a + 1; j < b; ++j) {
+      low = min_i32(low, segment[j]);
+      high = max_i32(high, segment[j]);
+    }
+    if (reach.one_segment) return reach.segment < low || reach.segment > high;
+    for (int32_t r = first; r < last; ++r) {
+      if (rows->segment[r] >= low && rows->segment[r] <= high) return false;
+    }
+    return true;
+  }
+
+  bool gated_off(const Sequence& seq) const {
+    if (!p.skip_gated || !p.head_gate.data) return false;
+    for (int32_t r = 0; r < rows->rows; ++r) {
+      if (gate(seq, r) != 0) return false;
+    }
+    return true;
+  }
+
+  float gate(const Sequence& seq, int32_t r) const {
+    return static_cast<const float*>(p.head_gate.data)[seq.batch * p.head_gate.batch + rows->head_of(r) * p.head_gate.head +
+                                                       (seq.q_token + rows->query_of(r)) * p.head_gate.token];
+  }
+
+  void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi) {
+    load_queries(seq);
+    for_each_key_tile(p, rows->group, k_lo, k_hi, tile_keys(p.dim, p.dim_v), *tile, [&](KeyTile&) { key_tile(seq); });
+  }
+
+  // Writes out and lse of the item's rows from accumulators o, m, l.
+  void finish(const Sequence& seq) {
+    for (int32_t r = 0; r < rows->rows; ++r) {
+      const int32_t head = rows->head_of(r);
+      const int64_t token = seq.q_token + rows->query_of(r);
+      A factor, lse;
+      finish_row(m[r], l[r], p.sink_logits ? static_cast<A>(p.sink_logits[head] * kLog2e) : -kInfinity<A>, factor, lse);
+      if (p.head_gate.data) factor *= gate(seq, r);
+      static_cast<A*>(p.lse)[(seq.batch * p.heads + head) * p.tq + token] = lse;
+      In* out = static_cast<In*>(p.out.data) + seq.batch * p.out.batch + head * p.out.head + token * p.out.token;
+      const A* row = o + r * columns;
+      int64_t x = 0;
+      for (; x + L <= p.dim_v; x += L) store_as(out + x, load(row + x) * factor);
+      for (; x < p.dim_v; ++x) out[x] = From<In>::of(row[x] * factor);
+    }
+  }
+
+  void finish_gated_off(const Sequence& seq) {
+    for (int32_t r = 0; r < rows->rows; ++r) {
+      m[r] = -kInfinity<A>;
+      l[r] = 0;
+    }
+    std::memset(o, 0, rows->rows * columns * sizeof(A));
+    finish(seq);
+  }
+};
+
+template <class In> struct ForwardCall {
+  using Item = ForwardItem<In>;
+  using A = typename Item::A;
+  const AttendParams& p;
+  const RowPlan plan;
+  const ItemIndex items;  // an item: (sequence, kv head, heads, row tile, split)
+  int64_t scratch_bytes, partial_size;
+  A* partial = nullptr;   // [items][kMaxRows][columns + 2]: o, m, l of every split
+
+  explicit ForwardCall(const AttendParams& params)
+      : p(params), plan(params), items(params, [&](const Sequence& s) { return tiles_of(s) * plan.splits; }) {
+    Carve c{nullptr};
+    Item probe(p, c);
+    scratch_bytes = c.used;
+    partial_size = plan.splits > 1 ? plan.heads * (p.tq < plan.tile ? p.tq : plan.tile) * (probe.columns + 2) : 0;
+    if (plan.splits > 1) partial = new A[items.count * partial_size];
+  }
+  ~ForwardCall() { delete[] partial; }
+
+  int64_t tiles_of(const Sequence& s) const {
+    return row_tile_count(row_tiling(p, s.queries, s.keys, plan.tile), s.queries) * (p.heads / plan.heads);
+  }
+
+  // Finds item `index`; false if it has no rows. Later tiles come first: with a causal mask they are the longest.
+  bool open(int64_t index, Item& item, Sequence& seq, int64_t& split) const {
+    int64_t which, part;
+    items.locate(index, which, part);
+    seq = sequence(p, which);
+    split = part % plan.splits;
+    part /= plan.splits;
+    const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, plan.tile);
+    const int64_t tiles = row_tile_count(tiling, seq.queries);
+    RowBlock& b = *item.rows;
+    RowGroup& g = b.group;
+    g.batch = seq.batch;
+    g.head = part / tiles * plan.heads;
+    g.head_kv = g.head / (p.heads / p.heads_kv);
+    g.queries = seq.queries;
+    g.keys = seq.keys;
+    row_tile(tiling, seq.queries, tiles - 1 - part % tiles, g);
+    if (g.q_begin >= g.q_end) return false;
+    set_reach(p, g);
+    b.heads = static_cast<int32_t>(plan.heads);
+    b.tile_rows = g.q_end - g.q_begin;
+    b.rows = b.heads * b.tile_rows;
+    const int32_t* segments = p.segment_q.data ? p.segment_q.data + seq.batch * p.segment_q.batch + seq.q_token * p.segment_q.token : nullptr;
+    fill_rows(p, b, segments, p.segment_q.token);
+    return true;
+  }
+
+  void run_item(int64_t index) const {
+    Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
+    Item item(p, c);
+    Sequence seq;
+    int64_t split;
+    if (!open(index, item, seq, split)) return;
+    if (item.gated_off(seq)) {
+      if (split == 0) item.finish_gated_off(seq);
+      return;
+    }
+    // Splits cut the keys at multiples of 4096.
+    const int64_t k_lo = split * 4096, k_hi = split + 1 == plan.splits ? seq.keys : k_lo + 4096;
+    item.attend(seq, clamp_position(k_lo), clamp_position(k_hi < seq.keys ? k_hi : seq.keys));
+    if (plan.splits == 1) return item.finish(seq);
+    A* to = partial + index * partial_size;
+    const int64_t n = item.rows->rows;
+    std::memcpy(to, item.o, n * item.columns * sizeof(A));
+    std::memcpy(to + n * item.columns, item.m, n * sizeof(A));
+    std::memcpy(to + n * (item.columns + 1), item.l, n * sizeof(A));
+  }
+
+  // Adds the splits of one row block in order and finishes it. `index` counts row blocks.
+  void merge_item(int64_t index) const {
+    Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
+    Item item(p, c);
+    Sequence seq;
+    int64_t split;
+    if (!open(index * plan.splits, item, seq, split) || item.gated_off(seq)) return;
+    const int64_t n = item.rows->rows, columns = item.columns;
+    for (int64_t r = 0; r < n; ++r) {
+      A top = -kInfinity<A>;
+      for (int64_t i = 0; i < plan.splits; ++i) {
+        const A m = partial[(index * plan.splits + i) * partial_size + n * columns + r];
+        if (m > top) top = m;
+      }
+      A* row = item.o + r * columns;
+      std::memset(row, 0, columns * sizeof(A));
+      A sum = 0;
+      for (int64_t i = 0; i < plan.splits; ++i) {
+        const A* from = partial + (index * plan.splits + i) * partial_size;
+        const A m = from[n * columns + r], l = from[n * (columns + 1) + r];
+        if (l == 0) continue;
+        const A weight = std::exp2(m - top);
+        sum += weight * l;
+        for (int64_t x = 0; x < columns; ++x) row[x] += weight * from[r * columns + x];
+      }
+      item.m[r] = top;
+      item.l[r] = sum;
+    }
+    item.finish(seq);
+  }
+
+  void run() const {
+    parallel_items(items.count, [this](int64_t i, int) { run_item(i); });
+    if (plan.splits > 1) parallel_items(items.count / plan.splits, [this](int64_t i, int) { merge_item(i); });
+  }
+};
+
+inline void attend_forward(const AttendParams& p) {
+  switch (p.dtype) {
+    case DType::f32: return ForwardCall<float>(p).run();
+    case DType::f64: return ForwardCall<double>(p).run();
+    case DType::bf16: return ForwardCall<bf16>(p).run();
+    case DType::f16: return ForwardCall<f16>(p).run();
+  }
+}
+
+ATTN_NAMESPACE_END

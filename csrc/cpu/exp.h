@@ -1,0 +1,47 @@
+// Vector 2^x, natural logarithm by lane, and tanh for the softcap.
+#pragma once
+
+#include <cmath>
+#include <type_traits>
+
+#include "cpu/simd.h"
+
+ATTN_NAMESPACE_BEGIN
+
+constexpr double kLog2e = 1.4426950408889634074;
+constexpr double kLn2 = 0.69314718055994530942;
+
+// 2^x for x <= 127. x below -127 (in particular -inf) gives exactly 0, NaN gives NaN, 2^0 is exactly 1.
+// x = n + f with n the nearest integer; 2^f by a degree-5 polynomial (minimax on [-0.5, 0.5] with the constant term
+// fixed at 1: relative error 9.2e-8), 2^n by writing the exponent field. At n = -127 that field is 0, hence 0.
+ATTN_INLINE f32v exp2v(f32v x) {
+  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
+  x = x < -127.0f ? splat(-127.0f) : x;
+  const f32v t = x + magic;
+  const f32v f = x - (t - magic);
+  const i32v scale = (bit_cast<i32v>(t) << 23) + (127 << 23);
+  f32v r = f * 1.326472731e-03f + 9.671512991e-03f;
+  r = r * f + 5.550733581e-02f;
+  r = r * f + 2.402224243e-01f;
+  r = r * f + 6.931470037e-01f;
+  r = r * f + 1.0f;
+  return r * bit_cast<f32v>(scale);
+}
+
+// float64 serves gradient checks: accuracy matters, speed doesn't.
+ATTN_INLINE f64v exp2v(f64v x) {
+  f64v r{};
+  for (int i = 0; i < Lanes<double>::n; ++i) r[i] = std::exp2(x[i]);
+  return r;
+}
+
+// tanh(x) = sign(x) (1 - e) / (1 + e), e = exp(-2|x|).
+template <class V> ATTN_INLINE V tanhv(V x) {
+  using S = std::remove_reference_t<decltype(x[0])>;
+  const V magnitude = x < 0 ? -x : x;
+  const V e = exp2v(magnitude * static_cast<S>(-2 * kLog2e));
+  const V r = (1 - e) / (1 + e);
+  return x < 0 ? -r : r;
+}
+
+ATTN_NAMESPACE_END

@@ -1,0 +1,126 @@
+// Applies softcap, key weights and every mask to one strip of scores. Lanes are query rows; keys run along the strip.
+#pragma once
+
+#include "cpu/exp.h"
+#include "cpu/key_tile.h"
+#include "cpu/row_block.h"
+
+ATTN_NAMESPACE_BEGIN
+
+ATTN_INLINE i32v load_ints(const int32_t* p, float) { return load(p); }
+ATTN_INLINE i64v load_ints(const int32_t* p, double) {
+  i64v v;
+  for (int i = 0; i < Lanes<double>::n; ++i) v[i] = p[i];
+  return v;
+}
+template <class A> using Ints = std::remove_const_t<decltype(load_ints(nullptr, A{}))>;
+template <class A> ATTN_INLINE Ints<A> splat_int(int32_t x) { return x - Ints<A>{}; }
+
+template <class A> constexpr A kInfinity = static_cast<A>(__builtin_inff());
+
+// What a tile asks of the strip beyond the plain product.
+template <class A> struct Modifiers {
+  A softcap;             // in base-2 logit units; 0 = off
+  const A* key_weight;   // null, or per key of the tile, in base-2 logit units
+  const int32_t* segment;  // null, or per key of the tile
+  const LayoutView* layout;
+};
+
+// Is a mask needed for keys [a, b) of the tile in a panel with reach r?
+inline bool needs_mask(const KeyTile& t, int a, int b, const PanelReach& r, const int32_t* segment) {
+  if (t.any_slot) return true;
+  if (segment) {
+    if (!r.one_segment) return true;
+    for (int i = a; i < b; ++i) {
+      if (segment[i] != r.segment) return true;
+    }
+  }
+  if (!t.any_exempt) return t.position[a] < r.max_lo || t.position[b - 1] > r.min_hi;
+  for (int i = a; i < b; ++i) {
+    const bool all = (t.position[i] >= r.max_lo && t.position[i] <= r.min_hi) || (t.exempt[i] && t.position[i] <= r.min_cap);
+    if (!all) return true;
+  }
+  return false;
+}
+
+// Keys [a, b) of the tile that any row of the panel can see (positions ascend).
+inline void clip_to_reach(const KeyTile& t, const PanelReach& r, int& a, int& b) {
+  a = 0;
+  b = t.n;
+  const int32_t top = t.any_exempt ? max_i32(r.max_hi, r.max_cap) : r.max_hi;
+  while (b > 0 && t.position[b - 1] > top) --b;
+  if (!t.any_exempt) {
+    while (a < b && t.position[a] < r.min_lo) ++a;
+  }
+}
+
+// Lane mask of key j of the tile for the panel that starts at row `first`.
+template <class A, int NV> struct PanelMask {
+  static constexpr int L = Lanes<A>::n;
+  Ints<A> lo[NV], hi[NV], cap[NV], segment[NV];
+  const RowBlock& rows;
+  int32_t first;
+  const KeyTile& tile;
+  const Modifiers<A>& mod;
+  int32_t word_slot = -1, word_index = -1;  // which word of the bit tile `words` holds
+  Ints<A> words[NV] = {};
+
+  PanelMask(const RowBlock& b, int32_t first_row, const KeyTile& t, const Modifiers<A>& m)
+      : rows(b), first(first_row), tile(t), mod(m) {
+    for (int v = 0; v < NV; ++v) {
+      lo[v] = load_ints(b.lo + first + v * L, A{});
+      hi[v] = load_ints(b.hi + first + v * L, A{});
+      cap[v] = load_ints(b.cap + first + v * L, A{});
+      segment[v] = load_ints(b.segment + first + v * L, A{});
+    }
+  }
+
+  void load_words(int32_t slot, int32_t index) {
+    word_slot = slot;
+    word_index = index;
+    const int64_t words_per_row = (mod.layout->block_k + 31) / 32;
+    const int32_t* bits = mod.layout->bits + slot * mod.layout->block_q * words_per_row + index;
+    int32_t lane[NV * L];
+    for (int i = 0; i < NV * L; ++i) lane[i] = bits[rows.block_row[first + i] * words_per_row];
+    for (int v = 0; v < NV; ++v) words[v] = load_ints(lane + v * L, A{});
+  }
+
+  ATTN_INLINE void of_key(int j, Ints<A>* keep) {
+    const Ints<A> position = splat_int<A>(tile.position[j]), exempt = splat_int<A>(tile.exempt[j]);
+    for (int v = 0; v < NV; ++v) keep[v] = visible(position, lo[v], hi[v], cap[v], exempt);
+    if (mod.segment) {
+      const Ints<A> id = splat_int<A>(mod.segment[j]);
+      for (int v = 0; v < NV; ++v) keep[v] &= segment[v] == id;
+    }
+    if (tile.slot[j] >= 0) {
+      if (tile.slot[j] != word_slot || tile.column[j] / 32 != word_index) load_words(tile.slot[j], tile.column[j] / 32);
+      const Ints<A> bit = splat_int<A>(static_cast<int32_t>(1u << (tile.column[j] % 32)));
+      for (int v = 0; v < NV; ++v) keep[v] &= (words[v] & bit) != 0;
+    }
+  }
+};
+
+template <class A> ATTN_INLINE vec<A> soft_cap(vec<A> x, A cap) { return cap * tanhv<vec<A>>(x / cap); }
+
+// Rewrites scores s [b - a][NV * L] of keys [a, b) and recomputes their maximum.
+template <class A, int NV>
+inline void modify_panel(A* s, int a, int b, const RowBlock& rows, int32_t first, const KeyTile& t,
+                         const Modifiers<A>& mod, bool masked, vec<A>* top) {
+  constexpr int L = Lanes<A>::n;
+  PanelMask<A, NV> mask(rows, first, t, mod);
+  for (int v = 0; v < NV; ++v) top[v] = splat(-kInfinity<A>);
+  for (int j = a; j < b; ++j, s += NV * L) {
+    Ints<A> keep[NV] = {};
+    if (masked) mask.of_key(j, keep);
+    for (int v = 0; v < NV; ++v) {
+      vec<A> x = load(s + v * L);
+      if (mod.softcap > 0) x = soft_cap<A>(x, mod.softcap);
+      if (mod.key_weight) x += mod.key_weight[j];
+      if (masked) x = keep[v] ? x : splat(-kInfinity<A>);
+      top[v] = vmax(x, top[v]);
+      store(s + v * L, x);
+    }
+  }
+}
+
+ATTN_NAMESPACE_END

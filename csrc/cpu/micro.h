@@ -1,0 +1,128 @@
+// The two register-blocked products every attention pass is made of. One operand is always a "panel": a strip of
+// kPanel rows of a tile, stored so that the rows lie in SIMD lanes.
+//
+//   dot_panel   S[n][lane] = c * sum_d A[n][d] * B[d][lane]     A row-major in memory, B a panel (Q or K transposed)
+//   acc_panel   O[lane][x] = O[lane][x] * alpha[lane] + sum_n P[n][lane] * B[n][x]     P a panel, B row-major
+//
+// So scores come out with query rows in lanes: softmax needs no horizontal step, and the probabilities already have
+// the layout the second product broadcasts from. K (in dot) and V (in acc) are read as they lie in memory.
+//
+// Element type T of the operands is float, double, or bf16x2: pairs of bf16 along the contracted dimension, multiplied
+// by the CPU's bf16 dot. Sums and S, O are float (double for double).
+#pragma once
+
+#include "cpu/simd.h"
+
+ATTN_NAMESPACE_BEGIN
+
+template <class T> struct AccOf { using type = T; };
+template <> struct AccOf<bf16x2> { using type = float; };
+template <class T> using Acc = typename AccOf<T>::type;
+template <class T> constexpr bool kPairRows = false;  // operand elements hold two rows of the contracted dimension
+template <> constexpr bool kPairRows<bf16x2> = true;
+
+// Register budget. A dot block keeps kDotRows x NV accumulators, NV panel vectors and a broadcast; an acc block keeps
+// kAccRows x kAccVecs accumulators, kAccVecs operand vectors and a broadcast. 16 registers: 12 + 2 + 1 and 12 + 3 + 1.
+// 32 registers: 24 + 2 + 1 and 24 + 3 + 1; at least 8 independent sums hide the multiply-add latency.
+#if ATTN_VBYTES == 64
+constexpr int kDotRows = 12, kAccRows = 8, kAccVecs = 3;
+#else
+constexpr int kDotRows = 6, kAccRows = 4, kAccVecs = 3;
+#endif
+constexpr int kPanelVecs = 2;  // vectors side by side in a panel; a tile's last panel may use one
+
+template <class T> constexpr int kLanes = Lanes<Acc<T>>::n;
+template <class T> constexpr int kPanel = kPanelVecs * kLanes<T>;
+
+template <class T> ATTN_INLINE vec<Acc<T>> multiply_add(vec<T> a, vec<T> b, vec<Acc<T>> c) { return a * b + c; }
+template <> ATTN_INLINE f32v multiply_add<bf16x2>(u32v a, u32v b, f32v c) { return dot_pairs(c, a, b); }
+
+template <class T, int MR, int NV>
+ATTN_INLINE void dot_block(const T* __restrict a, int64_t lda, int64_t depth, const T* __restrict b, Acc<T> c,
+                           Acc<T>* __restrict s, vec<Acc<T>>* top) {
+  constexpr int L = kLanes<T>;
+  vec<Acc<T>> acc[MR][NV];
+  ATTN_UNROLL for (int m = 0; m < MR; ++m) {
+    ATTN_UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = vec<Acc<T>>{};
+  }
+  for (int64_t d = 0; d < depth; ++d) {
+    vec<T> bv[NV];
+    ATTN_UNROLL for (int v = 0; v < NV; ++v) bv[v] = load(b + (d * NV + v) * L);
+    ATTN_UNROLL for (int m = 0; m < MR; ++m) {
+      const vec<T> av = splat(a[m * lda + d]);
+      ATTN_UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = multiply_add<T>(av, bv[v], acc[m][v]);
+    }
+  }
+  ATTN_UNROLL for (int v = 0; v < NV; ++v) {
+    vec<Acc<T>> t = top[v];
+    ATTN_UNROLL for (int m = 0; m < MR; ++m) {
+      const vec<Acc<T>> x = acc[m][v] * c;
+      store(s + (m * NV + v) * L, x);
+      t = vmax(x, t);
+    }
+    top[v] = t;
+  }
+}
+
+// S [rows][NV * lanes] and, in `top`, the maximum over the rows. lda and depth count T.
+template <class T, int NV>
+inline void dot_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, Acc<T> c, Acc<T>* s,
+                      vec<Acc<T>>* top) {
+  constexpr int W = NV * kLanes<T>;
+  int64_t n = 0;
+  for (; n + kDotRows <= rows; n += kDotRows) dot_block<T, kDotRows, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
+  for (; n + 4 <= rows; n += 4) dot_block<T, 4, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
+  if (n + 2 <= rows) {
+    dot_block<T, 2, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
+    n += 2;
+  }
+  if (n < rows) dot_block<T, 1, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
+}
+
+template <class T, int V>
+ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, const T* __restrict b, int64_t ldb,
+                           const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo) {
+  constexpr int L = kLanes<T>, R = kAccRows;
+  vec<Acc<T>> acc[R][V];
+  ATTN_UNROLL for (int r = 0; r < R; ++r) {
+    ATTN_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = vec<Acc<T>>{};
+  }
+  for (int64_t n = 0; n < depth; ++n) {
+    vec<T> bv[V];
+    ATTN_UNROLL for (int v = 0; v < V; ++v) bv[v] = load(b + n * ldb + v * L);
+    ATTN_UNROLL for (int r = 0; r < R; ++r) {
+      const vec<T> pv = splat(p[n * width + r]);
+      ATTN_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = multiply_add<T>(pv, bv[v], acc[r][v]);
+    }
+  }
+  // The tile is summed on its own and then added: the running sum sees one rounding a tile, not one a key.
+  ATTN_UNROLL for (int r = 0; r < R; ++r) {
+    ATTN_UNROLL for (int v = 0; v < V; ++v) {
+      Acc<T>* at = o + r * ldo + v * L;
+      store(at, load(at) * alpha[r] + acc[r][v]);
+    }
+  }
+}
+
+// O [width][columns] += P^T B. P is [depth][width], width a multiple of kAccRows; lanes from `rows` on are padding
+// whose results don't matter. `columns` is a multiple of the vector length; ldb counts T, depth counts T (pairs).
+template <class T>
+inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
+                      const Acc<T>* alpha, Acc<T>* o, int64_t ldo) {
+  constexpr int L = kLanes<T>;
+  const int64_t vecs = columns / L, groups = (vecs + kAccVecs - 1) / kAccVecs;
+  int64_t v = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t wide = (vecs - v + groups - g - 1) / (groups - g);  // 4 vectors as 2 + 2, not 3 + 1
+    for (int64_t r = 0; r < rows; r += kAccRows) {
+      Acc<T>* at = o + r * ldo + v * L;
+      const T* bt = b + v * L;
+      if (wide == 3) acc_block<T, 3>(p + r, width, depth, bt, ldb, alpha + r, at, ldo);
+      else if (wide == 2) acc_block<T, 2>(p + r, width, depth, bt, ldb, alpha + r, at, ldo);
+      else acc_block<T, 1>(p + r, width, depth, bt, ldb, alpha + r, at, ldo);
+    }
+    v += wide;
+  }
+}
+
+ATTN_NAMESPACE_END

@@ -1,0 +1,86 @@
+// Copies rows of a tensor into the operand layouts of micro.h, converting the element type on the way.
+//   rows      [n][ld]            row-major, zero-padded to ld: the operand that is broadcast (K, V as keys)
+//   columns   [n][ld]            row-major for the operand read by vectors; bf16x2 pairs row n with row n + 1
+//   panel     [depth][width]     transposed: rows in lanes
+#pragma once
+
+#include "cpu/micro.h"
+
+ATTN_NAMESPACE_BEGIN
+
+// What a tensor of In is multiplied as.
+template <class In> struct OperandOf { using type = float; };
+template <> struct OperandOf<double> { using type = double; };
+#if ATTN_BF16_DOT
+template <> struct OperandOf<bf16> { using type = bf16x2; };
+#endif
+template <class In> using Operand = typename OperandOf<In>::type;
+
+template <class T> constexpr int kPair = kPairRows<T> ? 2 : 1;  // tensor elements per operand element
+
+template <class T> ATTN_INLINE int64_t depth_of(int64_t n) { return (n + kPair<T> - 1) / kPair<T>; }
+template <class T> ATTN_INLINE int64_t round_up_lanes(int64_t n) { return (n + kLanes<T> - 1) / kLanes<T> * kLanes<T>; }
+
+// One row of `n` elements to `width` >= n elements of the accumulation type, zero-padded.
+template <class A, class In> ATTN_INLINE void convert_row(const In* src, int64_t n, A* dst, int64_t width) {
+  int64_t i = 0;
+  for (; i + Lanes<A>::n <= n; i += Lanes<A>::n) store(dst + i, load_as(src + i, A{}));
+  for (; i < n; ++i) dst[i] = to_float(src[i]);
+  for (; i < width; ++i) dst[i] = A{0};
+}
+
+// ---- rows ------------------------------------------------------------------------------------------------------
+
+template <class T, class In> struct Pack {
+  static ATTN_INLINE void row(const In* src, int64_t n, T* dst, int64_t ld) { convert_row(src, n, dst, ld); }
+
+  static void columns(const In* src, int64_t stride, int64_t rows, int64_t n, T* dst, int64_t ld) {
+    for (int64_t r = 0; r < rows; ++r) convert_row(src + r * stride, n, dst + r * ld, ld);
+  }
+
+  // Lane `lane` of a panel.
+  static void lane(const In* src, int64_t n, T* panel, int64_t width, int64_t lane) {
+    for (int64_t d = 0; d < n; ++d) panel[d * width + lane] = to_float(src[d]);
+  }
+};
+
+template <> struct Pack<bf16x2, bf16> {
+  static ATTN_INLINE void row(const bf16* src, int64_t n, bf16x2* dst, int64_t ld) {
+    std::memcpy(static_cast<void*>(dst), src, n * sizeof(bf16));
+    std::memset(reinterpret_cast<char*>(dst) + n * sizeof(bf16), 0, (ld * 2 - n) * sizeof(bf16));
+  }
+
+  static void lane(const bf16* src, int64_t n, bf16x2* panel, int64_t width, int64_t lane) {
+    for (int64_t d = 0; d < n / 2; ++d) std::memcpy(&panel[d * width + lane], src + 2 * d, sizeof(bf16x2));
+    if (n % 2) panel[n / 2 * width + lane] = bf16x2{src[n - 1].bits};
+  }
+};
+
+// Two rows (the second may be null: zeros) interleaved into pairs.
+template <class T, class In> ATTN_INLINE void pack_row_pair(const In* lo, const In* hi, int64_t n, T* dst, int64_t ld) {
+  Pack<T, In>::row(lo, n, dst, ld);
+  (void)hi;
+}
+template <>
+inline void pack_row_pair<bf16x2, bf16>(const bf16* lo, const bf16* hi, int64_t n, bf16x2* dst, int64_t ld) {
+  constexpr int L = kLanes<bf16x2>;
+  typedef uint16_t u16h __attribute__((vector_size(ATTN_VBYTES / 2)));
+  int64_t i = 0;
+  for (; i + L <= n; i += L) {
+    u16h a, b{};
+    std::memcpy(&a, lo + i, sizeof a);
+    if (hi) std::memcpy(&b, hi + i, sizeof b);
+    store(dst + i, __builtin_convertvector(a, u32v) | (__builtin_convertvector(b, u32v) << 16));
+  }
+  for (; i < n; ++i) dst[i].bits = lo[i].bits | static_cast<uint32_t>(hi ? hi[i].bits : 0) << 16;
+  for (; i < ld; ++i) dst[i].bits = 0;
+}
+
+// A whole panel from rows that `row_pointer(i)` names; lanes past `rows` are zero.
+template <class T, class In, class RowPointer>
+inline void pack_panel(RowPointer&& row_pointer, int64_t rows, int64_t n, T* panel, int64_t width) {
+  if (rows < width) std::memset(static_cast<void*>(panel), 0, depth_of<T>(n) * width * sizeof(T));
+  for (int64_t r = 0; r < rows; ++r) Pack<T, In>::lane(row_pointer(r), n, panel, width, r);
+}
+
+ATTN_NAMESPACE_END

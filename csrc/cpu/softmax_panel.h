@@ -1,0 +1,60 @@
+// Online softmax state of a panel and its two steps: absorb a strip of scores, finish a row. Logits are in base-2
+// units (already times log2 e). State: m = running maximum, l = sum of 2^(s - m).
+#pragma once
+
+#include "cpu/exp.h"
+#include "cpu/micro.h"
+
+ATTN_NAMESPACE_BEGIN
+
+// Turns scores s [n][W] into weights (written to `weights`, as operand type T) and updates m, l; alpha rescales what
+// was accumulated so far. A row that has seen no key keeps m = -inf and its weights are exactly 0.
+template <class T, int NV>
+inline void softmax_panel(Acc<T>* s, int n, const vec<Acc<T>>* top, Acc<T>* m, Acc<T>* l, Acc<T>* alpha, T* weights) {
+  using A = Acc<T>;
+  constexpr int L = Lanes<A>::n;
+  vec<A> reference[NV], sum[NV];
+  for (int v = 0; v < NV; ++v) {
+    const vec<A> old = load(m + v * L), fresh = vmax(old, top[v]);
+    reference[v] = fresh == -static_cast<A>(__builtin_inff()) ? vec<A>{} : fresh;
+    store(alpha + v * L, exp2v(old - reference[v]));
+    store(m + v * L, fresh);
+    sum[v] = vec<A>{};
+  }
+  if constexpr (kPairRows<T>) {
+    for (int j = 0; j < n; j += 2) {
+      for (int v = 0; v < NV; ++v) {
+        const vec<A> lo = exp2v(load(s + (j * NV + v) * L) - reference[v]);
+        const vec<A> hi = j + 1 < n ? exp2v(load(s + ((j + 1) * NV + v) * L) - reference[v]) : vec<A>{};
+        sum[v] += lo + hi;
+        store(weights + (j / 2 * NV + v) * L, make_pairs(lo, hi));
+      }
+    }
+  } else {
+    for (int j = 0; j < n; ++j) {
+      for (int v = 0; v < NV; ++v) {
+        const vec<A> x = exp2v(load(s + (j * NV + v) * L) - reference[v]);
+        sum[v] += x;
+        store(weights + (j * NV + v) * L, x);
+      }
+    }
+  }
+  for (int v = 0; v < NV; ++v) store(l + v * L, load(l + v * L) * load(alpha + v * L) + sum[v]);
+}
+
+// Ends a row: the factor its accumulated values are multiplied by, and its lse in natural-log units. `sink` is a
+// further logit without a value (-inf: none).
+template <class A> inline void finish_row(A m, A l, A sink, A& factor, A& lse) {
+  const A infinity = static_cast<A>(__builtin_inff());
+  factor = 1;
+  if (sink > -infinity) {
+    const A top = sink > m ? sink : m;
+    factor = m == -infinity ? 0 : std::exp2(m - top);
+    l = l * factor + std::exp2(sink - top);
+    m = top;
+  }
+  lse = l == 0 ? -infinity : m * static_cast<A>(kLn2) + std::log(l);
+  factor = l == 0 ? 0 : factor / l;
+}
+
+ATTN_NAMESPACE_END

@@ -1,0 +1,128 @@
+// Rows of a tensor as operands of micro.h. They are used where they lie when they are one run of the operand's own
+// type, and copied into scratch otherwise.
+#pragma once
+
+#include "cpu/pack.h"
+
+ATTN_NAMESPACE_BEGIN
+
+struct Run {
+  int32_t begin, count;  // consecutive tokens
+};
+
+// Tokens of a tile, as runs into a [token, feature] matrix.
+template <class In> struct TokenRows {
+  const In* base;
+  int64_t stride, dim;
+  const Run* run;
+  int runs, n;
+  const int32_t* position;  // token of each row; may be null where runs == 1
+
+  const In* row(int64_t i) const { return base + (runs == 1 ? run[0].begin + i : position[i]) * stride; }
+};
+
+// Where an operand tile lies: in place or in scratch.
+template <class T> struct Placed {
+  const T* data;
+  int64_t ld;
+};
+
+// As the operand that is broadcast: [n][depth].
+template <class T, class In> inline Placed<T> place_rows(const TokenRows<In>& t, T* scratch) {
+  const int64_t depth = depth_of<T>(t.dim);
+  if (t.runs == 1 && sizeof(In) * kPair<T> == sizeof(T) && t.dim % kPair<T> == 0 && t.stride % kPair<T> == 0 &&
+      reinterpret_cast<uintptr_t>(t.base) % sizeof(T) == 0) {
+    return {reinterpret_cast<const T*>(t.row(0)), t.stride / kPair<T>};
+  }
+  for (int64_t i = 0; i < t.n; ++i) Pack<T, In>::row(t.row(i), t.dim, scratch + i * depth, depth);
+  return {scratch, depth};
+}
+
+// As the operand that is read by vectors: [n, or pairs][columns], columns a multiple of the lanes. `rows`, if not
+// null, is the same tile already placed by place_rows; it serves when its form is the same.
+template <class T, class In>
+inline Placed<T> place_columns(const TokenRows<In>& t, const Placed<T>* rows, T* scratch) {
+  const int64_t ld = round_up_lanes<T>(t.dim);
+  if (kPair<T> == 1 && t.dim == ld) return rows ? *rows : place_rows<T, In>(t, scratch);
+  for (int64_t i = 0; i < t.n; i += kPair<T>) {
+    pack_row_pair<T, In>(t.row(i), i + 1 < t.n ? t.row(i + 1) : nullptr, t.dim, scratch + i / kPair<T> * ld, ld);
+  }
+  return {scratch, ld};
+}
+
+template <class In> ATTN_INLINE bool row_is_finite(const In* x, int64_t n) {
+  using A = std::conditional_t<std::is_same<In, double>::value, double, float>;
+  vec<A> sum{};
+  int64_t i = 0;
+  for (; i + Lanes<A>::n <= n; i += Lanes<A>::n) sum += load_as(x + i, A{}) * A{0};  // NaN if any entry isn't finite
+  A rest = 0;
+  for (; i < n; ++i) rest += to_float(x[i]) * A{0};
+  for (int k = 0; k < Lanes<A>::n; ++k) rest += sum[k];
+  return rest == 0;
+}
+
+// Weight of row n of the contracted dimension in lane `lane` of a strip of width W.
+ATTN_INLINE float weight_at(const bf16x2* p, int64_t width, int64_t n, int64_t lane) {
+  const uint32_t u = p[n / 2 * width + lane].bits;
+  return bit_cast<float>(n % 2 ? u & 0xffff0000u : u << 16);
+}
+template <class A> ATTN_INLINE A weight_at(const A* p, int64_t width, int64_t n, int64_t lane) { return p[n * width + lane]; }
+
+template <class T> inline void clear_row(T* columns, int64_t ld, int64_t row) {
+  for (int64_t x = 0; x < ld; ++x) columns[row * ld + x] = T{0};
+}
+template <> inline void clear_row<bf16x2>(bf16x2* columns, int64_t ld, int64_t row) {
+  for (int64_t x = 0; x < ld; ++x) columns[row / 2 * ld + x].bits &= row % 2 ? 0xffffu : 0xffff0000u;
+}
+
+// The right operand of acc_panel, with one duty more: a weight of 0 must silence a row even if it holds NaN or Inf
+// (0 * NaN is NaN). Tiles with masked entries are therefore checked; rows that aren't finite are taken out of the
+// matrix product and added one by one to the lanes whose weight isn't 0.
+template <class T, class In> struct ColumnOperand {
+  TokenRows<In> rows;
+  Placed<T> at;
+  T* scratch;  // [n, or pairs][columns]
+  bool checked;
+  int bad_count;
+  int16_t bad[256];
+
+  void place(const TokenRows<In>& tokens, const Placed<T>* as_rows) {
+    rows = tokens;
+    at = place_columns<T, In>(tokens, as_rows, scratch);
+    checked = false;
+    bad_count = 0;
+  }
+
+  void check() {
+    if (checked) return;
+    checked = true;
+    for (int i = 0; i < rows.n; ++i) {
+      if (!row_is_finite(rows.row(i), rows.dim)) bad[bad_count++] = static_cast<int16_t>(i);
+    }
+    if (bad_count == 0) return;
+    if (at.data != scratch) {
+      for (int64_t i = 0; i < rows.n; ++i) std::memcpy(static_cast<void*>(scratch + i * columns()), at.data + i * at.ld, columns() * sizeof(T));
+      at = {scratch, columns()};
+    }
+    for (int i = 0; i < bad_count; ++i) clear_row(scratch, at.ld, bad[i]);
+  }
+
+  int64_t columns() const { return round_up_lanes<T>(rows.dim); }
+
+  // o[lane] = o[lane] * alpha[lane] + sum over rows [first, first + n) of weight * row. `first` is even for pairs.
+  void accumulate(const T* weights, int64_t width, int64_t lanes, int64_t first, int64_t n, const Acc<T>* alpha,
+                  Acc<T>* o, int64_t ldo) const {
+    acc_panel<T>(weights, width, lanes, depth_of<T>(n), at.data + first / kPair<T> * at.ld, at.ld, columns(), alpha, o, ldo);
+    for (int i = 0; i < bad_count; ++i) {
+      const int64_t j = bad[i] - first;
+      if (j < 0 || j >= n) continue;
+      const In* row = rows.row(bad[i]);
+      for (int64_t r = 0; r < lanes; ++r) {
+        const Acc<T> w = weight_at(weights, width, j, r);
+        for (int64_t x = 0; w != 0 && x < rows.dim; ++x) o[r * ldo + x] += w * to_float(row[x]);
+      }
+    }
+  }
+};
+
+ATTN_NAMESPACE_END
