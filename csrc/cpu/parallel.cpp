@@ -5,6 +5,7 @@
 #include <exception>
 #include <mutex>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace attn {
@@ -134,7 +135,7 @@ struct Job {
 
 }  // namespace
 
-void set_parallel_backend(const ParallelBackend& backend) { current = backend; }
+ParallelBackend set_parallel_backend(const ParallelBackend& backend) { return std::exchange(current, backend); }
 
 int parallel_threads() { return current.threads(); }
 

@@ -17,8 +17,8 @@ struct ParallelBackend {
   void (*run)(int workers, void (*body)(void* context, int worker), void* context);
 };
 
-// Replaces the backend. Not to be called while work is running.
-void set_parallel_backend(const ParallelBackend& backend);
+// Replaces the backend and returns the one before. Not to be called while work is running.
+ParallelBackend set_parallel_backend(const ParallelBackend& backend);
 
 // Number of workers that parallel_items may use, hence of scratch areas it may need.
 int parallel_threads();

@@ -1,0 +1,69 @@
+# Everything here starts from a fresh clone with Python >= 3.11, pip and g++, and installs what it needs into .venv and build/.
+PYTHON ?= python3
+JOBS ?= $(shell nproc 2>/dev/null || echo 2)
+# PIP_FLAGS=--quiet and the like.
+PIP_FLAGS ?= -q
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export PATH := $(BIN):$(PATH)
+# Instruction sets that the Python tests marked `isa` are repeated for, besides the one this CPU would choose. The emulated ones run the
+# AVX-512 kernels' logic on any AVX2 machine; a set that the CPU lacks is left out.
+ISAS ?= generic avx512emu avx512bf16emu
+
+.PHONY: demo test test-cpp test-sanitize test-python lint format clean
+
+$(VENV)/.tools: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) torch==2.13.0 numpy
+	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py build test demo)
+	touch $@
+
+$(VENV)/.lint: $(VENV)/.tools
+	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py lint)
+	touch $@
+
+# The wheel a user would get, except for the emulated instruction sets; its build directory is kept, so only changes are compiled.
+.PHONY: install
+install: $(VENV)/.tools
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/pip install $(PIP_FLAGS) --no-build-isolation --no-deps --force-reinstall \
+		-Cbuild-dir=build/wheel -Ccmake.define.ATTN_EMULATE=ON .
+
+demo: install
+	$(BIN)/python -m attn demo
+
+test: test-cpp test-sanitize test-python
+
+test-cpp: $(VENV)/.tools
+	$(BIN)/cmake -S . -B build/test -G Ninja -DATTN_PYTHON=OFF -DATTN_TESTS=ON -DATTN_EMULATE=ON -DATTN_WERROR=ON \
+		-DPython_EXECUTABLE=$(BIN)/python
+	$(BIN)/cmake --build build/test -j $(JOBS)
+	$(BIN)/ctest --test-dir build/test --output-on-failure -j $(JOBS)
+
+test-sanitize: $(VENV)/.tools
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DATTN_PYTHON=OFF -DATTN_TESTS=ON -DATTN_EMULATE=ON -DATTN_WERROR=ON \
+		-DATTN_SANITIZE=address,undefined -DPython_EXECUTABLE=$(BIN)/python
+	$(BIN)/cmake --build build/sanitize -j $(JOBS)
+	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j $(JOBS)
+
+test-python: install
+	$(BIN)/python -m pytest -n $(JOBS)
+	for isa in $(ISAS); do \
+		if $(BIN)/python -c "import sys, attn; sys.exit('$$isa' not in attn._C.available_isas())"; then \
+			echo "== ATTN_CPU_ISA=$$isa"; ATTN_CPU_ISA=$$isa $(BIN)/python -m pytest -n $(JOBS) -q -m isa || exit 1; \
+		fi; \
+	done
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cuh' '*.cu')
+
+format: $(VENV)/.lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $$(git ls-files '*.h' '*.cpp' '*.cuh' '*.cu')
+
+clean:
+	rm -rf build dist $(VENV)

@@ -1,0 +1,74 @@
+"""What the built libraries may depend on and reveal: they have to run on another machine and under another torch."""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+import attn
+
+PACKAGE = Path(attn.__file__).parent
+LIBRARIES = sorted(PACKAGE.glob("*.so"))
+
+pytestmark = pytest.mark.skipif(shutil.which("nm") is None, reason="nm and readelf (binutils) read the libraries")
+
+
+def run(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def undefined(library: Path) -> list[str]:
+    return [line.split()[-1].split("@")[0] for line in run("nm", "-D", "--undefined-only", str(library)).splitlines()]
+
+
+def test_both_libraries_are_installed():
+    assert [path.name.split(".")[0] for path in LIBRARIES] == ["_C", "libattn_ops"]
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name.split(".")[0])
+def test_needs_only_torch_and_the_system(library):
+    dynamic = run("readelf", "-d", str(library))
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
+    allowed = {"libtorch_cpu.so", "libc10.so", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "libpthread.so.0"}
+    allowed |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+    # No libgomp of our own (torch brings its OpenMP), no libpython, no CUDA runtime.
+    assert needed <= allowed
+    assert not re.search(r"\((RPATH|RUNPATH)\)", dynamic)
+
+
+def test_ops_use_only_the_stable_abi():
+    mangled = [name for name in undefined(PACKAGE / "libattn_ops.so") if re.match(r"_Z\w*?(3c10|2at|5torch)", name)]
+    assert mangled == []
+
+
+def test_ops_use_nothing_newer_than_the_target():
+    """Functions of the C shim that torch added after the release we target would be missing there."""
+    table = Path(torch.__file__).parent / "include/torch/csrc/stable/c/shim_function_versions.txt"
+    if not table.exists():
+        pytest.skip("this torch ships no table of shim versions")
+    newer = set()
+    for line in table.read_text().splitlines():
+        match = re.match(r"\s*(\w+)\s*:?\s*.*?(\d+)[._](\d+)", line)
+        if match and (int(match.group(2)), int(match.group(3))) > (2, 10):
+            newer.add(match.group(1))
+    assert set(undefined(PACKAGE / "libattn_ops.so")) & newer == set()
+
+
+def test_ops_export_nothing():
+    """Two extensions in one process must not see each other's symbols."""
+    defined = run("nm", "-D", "--defined-only", str(PACKAGE / "libattn_ops.so")).splitlines()
+    # 'u': unique to the process by the C++ ABI, e.g. static members of templates of the standard library.
+    assert [line for line in defined if line.split()[1] not in "uVW"] == []
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name.split(".")[0])
+def test_no_path_of_the_build_machine(library):
+    data = library.read_bytes()
+    places = {str(PACKAGE.parent), str(Path(torch.__file__).parent), sysconfig.get_path("purelib"), str(Path.home()) + "/"}
+    places |= {str(Path(__file__).resolve().parents[2]), "/tmp/"}
+    found = {place for place in places if place.encode() in data}
+    assert found == set()
