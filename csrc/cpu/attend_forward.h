@@ -3,42 +3,10 @@
 
 #include "attn/parallel.h"
 #include "cpu/mask_panel.h"
+#include "cpu/row_items.h"
 #include "cpu/softmax_panel.h"
-#include "cpu/work.h"
 
 ATTN_NAMESPACE_BEGIN
-
-// Query heads of a GQA group whose rows see the same keys.
-inline int64_t heads_sharing_schedule(const AttendParams& p) {
-  const int64_t group = p.heads_kv ? p.heads / p.heads_kv : 1;
-  if (p.schedule == ScheduleKind::layout) {
-    const LayoutView& l = p.layout;
-    return l.count_head == 0 && l.index_head == 0 && l.full_count_head == 0 && l.full_index_head == 0 ? group : 1;
-  }
-  if (p.schedule == ScheduleKind::gathered) return p.selection.heads == p.heads ? 1 : group;
-  return group;
-}
-
-// Shape of the work items of a call.
-struct RowPlan {
-  int32_t tile;    // rows of a head
-  int64_t heads;   // heads an item flattens
-  int64_t splits;  // parts the keys of a sequence are cut into; each is an item, merged afterwards
-
-  explicit RowPlan(const AttendParams& p) {
-    // Half-size tiles below 1024 queries: enough items for many cores, still two reuses of every packed key tile.
-    tile = p.tq >= 1024 ? kMaxRows : kMaxRows / 2;
-    const int64_t tile_rows = p.tq < tile ? (p.tq > 0 ? p.tq : 1) : tile;
-    const int64_t share = heads_sharing_schedule(p);
-    heads = 1;
-    for (int64_t h = 2; h <= share; ++h) {
-      if (share % h == 0 && h * tile_rows <= kMaxRows) heads = h;
-    }
-    // Few rows (decoding) leave nothing else to share out. 4096 keys amortise an item; the cut depends on shapes only.
-    splits = p.tq <= 16 && p.schedule != ScheduleKind::gathered ? (p.tk + 4095) / 4096 : 1;
-    if (splits < 1) splits = 1;
-  }
-};
 
 template <class In> struct ForwardItem {
   using T = Operand<In>;
@@ -109,20 +77,7 @@ template <class In> struct ForwardItem {
     const RowGroup& g = rows->group;
     const In* k_base = static_cast<const In*>(p.k.data) + seq.batch * p.k.batch + g.head_kv * p.k.head + seq.k_token * p.k.token;
     const In* v_base = static_cast<const In*>(p.v.data) + seq.batch * p.v.batch + g.head_kv * p.v.head + seq.k_token * p.v.token;
-    Modifiers<A> mod{static_cast<A>(p.softcap * kLog2e), nullptr, nullptr, &p.layout};
-    if (p.key_log_weight.data) {
-      const float* w = static_cast<const float*>(p.key_log_weight.data) + seq.batch * p.key_log_weight.batch +
-                       g.head_kv * p.key_log_weight.head;
-      for (int j = 0; j < tile->n; ++j) {
-        key_weight[j] = static_cast<A>(w[(seq.k_token + tile->position[j]) * p.key_log_weight.token] * kLog2e);
-      }
-      mod.key_weight = key_weight;
-    }
-    if (p.segment_k.data) {
-      const int32_t* ids = p.segment_k.data + seq.batch * p.segment_k.batch;
-      for (int j = 0; j < tile->n; ++j) segment[j] = ids[(seq.k_token + tile->position[j]) * p.segment_k.token];
-      mod.segment = segment;
-    }
+    const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
     bool placed = false;
     Placed<T> kt{};
     for (int32_t first = 0; first < rows->rows; first += W) {
@@ -130,7 +85,7 @@ template <class In> struct ForwardItem {
       const PanelReach reach = panel_reach(*rows, first, last);
       int a, b;
       clip_to_reach(*tile, reach, a, b);
-      if (a >= b || (mod.segment && no_common_segment(reach, first, last, a, b))) continue;
+      if (a >= b || (mod.segment && !segments_meet(*rows, first, last, segment, a, b))) continue;
       if (kPairRows<T>) a &= ~1;  // values are paired from the tile's start
       const bool masked = needs_mask(*tile, a, b, reach, mod.segment);
       if (!placed) {
@@ -142,19 +97,6 @@ template <class In> struct ForwardItem {
       if (last - first <= L) panel<1>(first, a, b, masked, kt, mod);
       else panel<2>(first, a, b, masked, kt, mod);
     }
-  }
-
-  bool no_common_segment(const PanelReach& reach, int32_t first, int32_t last, int a, int b) const {
-    int32_t low = segment[a], high = segment[a];
-    for (int j = a + 1; j < b; ++j) {
-      low = min_i32(low, segment[j]);
-      high = max_i32(high, segment[j]);
-    }
-    if (reach.one_segment) return reach.segment < low || reach.segment > high;
-    for (int32_t r = first; r < last; ++r) {
-      if (rows->segment[r] >= low && rows->segment[r] <= high) return false;
-    }
-    return true;
   }
 
   bool gated_off(const Sequence& seq) const {
@@ -185,10 +127,7 @@ template <class In> struct ForwardItem {
       if (p.head_gate.data) factor *= gate(seq, r);
       static_cast<A*>(p.lse)[(seq.batch * p.heads + head) * p.tq + token] = lse;
       In* out = static_cast<In*>(p.out.data) + seq.batch * p.out.batch + head * p.out.head + token * p.out.token;
-      const A* row = o + r * columns;
-      int64_t x = 0;
-      for (; x + L <= p.dim_v; x += L) store_as(out + x, load(row + x) * factor);
-      for (; x < p.dim_v; ++x) out[x] = From<In>::of(row[x] * factor);
+      store_row(o + r * columns, factor, out, p.dim_v);
     }
   }
 
@@ -206,66 +145,33 @@ template <class In> struct ForwardCall {
   using Item = ForwardItem<In>;
   using A = typename Item::A;
   const AttendParams& p;
-  const RowPlan plan;
-  const ItemIndex items;  // an item: (sequence, kv head, heads, row tile, split)
+  const RowItems items;
   int64_t scratch_bytes, partial_size;
   A* partial = nullptr;   // [items][kMaxRows][columns + 2]: o, m, l of every split
 
-  explicit ForwardCall(const AttendParams& params)
-      : p(params), plan(params), items(params, [&](const Sequence& s) { return tiles_of(s) * plan.splits; }) {
+  explicit ForwardCall(const AttendParams& params) : p(params), items(params, true) {
     Carve c{nullptr};
     Item probe(p, c);
     scratch_bytes = c.used;
-    partial_size = plan.splits > 1 ? plan.heads * (p.tq < plan.tile ? p.tq : plan.tile) * (probe.columns + 2) : 0;
-    if (plan.splits > 1) partial = new A[items.count * partial_size];
+    partial_size = items.splits > 1 ? items.rows_at_most() * (probe.columns + 2) : 0;
+    if (items.splits > 1) partial = new A[items.count() * partial_size];
   }
   ~ForwardCall() { delete[] partial; }
-
-  int64_t tiles_of(const Sequence& s) const {
-    return row_tile_count(row_tiling(p, s.queries, s.keys, plan.tile), s.queries) * (p.heads / plan.heads);
-  }
-
-  // Finds item `index`; false if it has no rows. Later tiles come first: with a causal mask they are the longest.
-  bool open(int64_t index, Item& item, Sequence& seq, int64_t& split) const {
-    int64_t which, part;
-    items.locate(index, which, part);
-    seq = sequence(p, which);
-    split = part % plan.splits;
-    part /= plan.splits;
-    const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, plan.tile);
-    const int64_t tiles = row_tile_count(tiling, seq.queries);
-    RowBlock& b = *item.rows;
-    RowGroup& g = b.group;
-    g.batch = seq.batch;
-    g.head = part / tiles * plan.heads;
-    g.head_kv = g.head / (p.heads / p.heads_kv);
-    g.queries = seq.queries;
-    g.keys = seq.keys;
-    row_tile(tiling, seq.queries, tiles - 1 - part % tiles, g);
-    if (g.q_begin >= g.q_end) return false;
-    set_reach(p, g);
-    b.heads = static_cast<int32_t>(plan.heads);
-    b.tile_rows = g.q_end - g.q_begin;
-    b.rows = b.heads * b.tile_rows;
-    const int32_t* segments = p.segment_q.data ? p.segment_q.data + seq.batch * p.segment_q.batch + seq.q_token * p.segment_q.token : nullptr;
-    fill_rows(p, b, segments, p.segment_q.token);
-    return true;
-  }
 
   void run_item(int64_t index) const {
     Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
     Item item(p, c);
     Sequence seq;
     int64_t split;
-    if (!open(index, item, seq, split)) return;
+    if (!items.open(index, *item.rows, seq, split)) return;
     if (item.gated_off(seq)) {
       if (split == 0) item.finish_gated_off(seq);
       return;
     }
-    // Splits cut the keys at multiples of 4096.
-    const int64_t k_lo = split * 4096, k_hi = split + 1 == plan.splits ? seq.keys : k_lo + 4096;
-    item.attend(seq, clamp_position(k_lo), clamp_position(k_hi < seq.keys ? k_hi : seq.keys));
-    if (plan.splits == 1) return item.finish(seq);
+    const int64_t k_lo = split * kSplitKeys, k_hi = k_lo + kSplitKeys;
+    const bool last = split + 1 == items.splits || k_hi > seq.keys;
+    item.attend(seq, clamp_position(k_lo), last ? seq.keys : clamp_position(k_hi));
+    if (items.splits == 1) return item.finish(seq);
     A* to = partial + index * partial_size;
     const int64_t n = item.rows->rows;
     std::memcpy(to, item.o, n * item.columns * sizeof(A));
@@ -279,19 +185,19 @@ template <class In> struct ForwardCall {
     Item item(p, c);
     Sequence seq;
     int64_t split;
-    if (!open(index * plan.splits, item, seq, split) || item.gated_off(seq)) return;
+    if (!items.open(index * items.splits, *item.rows, seq, split) || item.gated_off(seq)) return;
     const int64_t n = item.rows->rows, columns = item.columns;
     for (int64_t r = 0; r < n; ++r) {
       A top = -kInfinity<A>;
-      for (int64_t i = 0; i < plan.splits; ++i) {
-        const A m = partial[(index * plan.splits + i) * partial_size + n * columns + r];
+      for (int64_t i = 0; i < items.splits; ++i) {
+        const A m = partial[(index * items.splits + i) * partial_size + n * columns + r];
         if (m > top) top = m;
       }
       A* row = item.o + r * columns;
       std::memset(row, 0, columns * sizeof(A));
       A sum = 0;
-      for (int64_t i = 0; i < plan.splits; ++i) {
-        const A* from = partial + (index * plan.splits + i) * partial_size;
+      for (int64_t i = 0; i < items.splits; ++i) {
+        const A* from = partial + (index * items.splits + i) * partial_size;
         const A m = from[n * columns + r], l = from[n * (columns + 1) + r];
         if (l == 0) continue;
         const A weight = std::exp2(m - top);
@@ -305,8 +211,8 @@ template <class In> struct ForwardCall {
   }
 
   void run() const {
-    parallel_items(items.count, [this](int64_t i, int) { run_item(i); });
-    if (plan.splits > 1) parallel_items(items.count / plan.splits, [this](int64_t i, int) { merge_item(i); });
+    parallel_items(items.count(), [this](int64_t i, int) { run_item(i); });
+    if (items.splits > 1) parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
   }
 };
 

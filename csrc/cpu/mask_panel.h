@@ -4,6 +4,7 @@
 #include "cpu/exp.h"
 #include "cpu/key_tile.h"
 #include "cpu/row_block.h"
+#include "cpu/work.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -25,6 +26,27 @@ template <class A> struct Modifiers {
   const int32_t* segment;  // null, or per key of the tile
   const LayoutView* layout;
 };
+
+// Per-key modifiers of a tile, gathered into the given scratch.
+template <class A>
+inline Modifiers<A> load_modifiers(const AttendParams& p, const Sequence& seq, int64_t head_kv, const KeyTile& t,
+                                   A* key_weight, int32_t* segment) {
+  Modifiers<A> mod{static_cast<A>(p.softcap * kLog2e), nullptr, nullptr, &p.layout};
+  if (p.key_log_weight.data) {
+    const View3& view = p.key_log_weight;
+    const float* w = static_cast<const float*>(view.data) + seq.batch * view.batch + head_kv * view.head;
+    for (int j = 0; j < t.n; ++j) {
+      key_weight[j] = static_cast<A>(w[(seq.k_token + t.position[j]) * view.token]) * static_cast<A>(kLog2e);
+    }
+    mod.key_weight = key_weight;
+  }
+  if (p.segment_k.data) {
+    const int32_t* ids = p.segment_k.data + seq.batch * p.segment_k.batch;
+    for (int j = 0; j < t.n; ++j) segment[j] = ids[(seq.k_token + t.position[j]) * p.segment_k.token];
+    mod.segment = segment;
+  }
+  return mod;
+}
 
 // Is a mask needed for keys [a, b) of the tile in a panel with reach r?
 inline bool needs_mask(const KeyTile& t, int a, int b, const PanelReach& r, const int32_t* segment) {
@@ -52,6 +74,19 @@ inline void clip_to_reach(const KeyTile& t, const PanelReach& r, int& a, int& b)
   if (!t.any_exempt) {
     while (a < b && t.position[a] < r.min_lo) ++a;
   }
+}
+
+// Can rows [first, last) and keys [a, b) share a segment? Ranges of ids decide: exact for sorted ids.
+inline bool segments_meet(const RowBlock& rows, int32_t first, int32_t last, const int32_t* segment, int a, int b) {
+  int32_t low = segment[a], high = segment[a];
+  for (int j = a + 1; j < b; ++j) {
+    low = min_i32(low, segment[j]);
+    high = max_i32(high, segment[j]);
+  }
+  for (int32_t r = first; r < last; ++r) {
+    if (rows.segment[r] >= low && rows.segment[r] <= high) return true;
+  }
+  return false;
 }
 
 // Lane mask of key j of the tile for the panel that starts at row `first`.
@@ -97,6 +132,53 @@ template <class A, int NV> struct PanelMask {
       const Ints<A> bit = splat_int<A>(static_cast<int32_t>(1u << (tile.column[j] % 32)));
       for (int v = 0; v < NV; ++v) keep[v] &= (words[v] & bit) != 0;
     }
+  }
+};
+
+// The same rule with keys [first, first + count) of a tile in lanes and one row at a time (backward, dK and dV). Lanes
+// past `count` are padding and never kept.
+template <class A, int NV> struct LaneMask {
+  static constexpr int L = Lanes<A>::n;
+  Ints<A> position[NV], exempt[NV], segment[NV] = {}, valid[NV];
+  const RowBlock& rows;
+  const KeyTile& tile;
+  const int32_t first, count;
+  const Modifiers<A>& mod;
+
+  LaneMask(const RowBlock& b, const KeyTile& t, int32_t first_key, int32_t keys, const Modifiers<A>& m)
+      : rows(b), tile(t), first(first_key), count(keys), mod(m) {
+    for (int v = 0; v < NV; ++v) {
+      for (int i = 0; i < L; ++i) {
+        const int32_t lane = v * L + i, key = first + (lane < count ? lane : 0);
+        position[v][i] = t.position[key];
+        exempt[v][i] = t.exempt[key];
+        if (m.segment) segment[v][i] = m.segment[key];
+        valid[v][i] = -(lane < count);
+      }
+    }
+  }
+
+  ATTN_INLINE void of_row(int r, Ints<A>* keep) const {
+    const Ints<A> lo = splat_int<A>(rows.lo[r]), hi = splat_int<A>(rows.hi[r]), cap = splat_int<A>(rows.cap[r]);
+    for (int v = 0; v < NV; ++v) keep[v] = visible(position[v], lo, hi, cap, exempt[v]) & valid[v];
+    if (mod.segment) {
+      const Ints<A> id = splat_int<A>(rows.segment[r]);
+      for (int v = 0; v < NV; ++v) keep[v] &= segment[v] == id;
+    }
+    if (tile.any_slot) {
+      for (int v = 0; v < NV; ++v) keep[v] &= bits_of_row(r, v);
+    }
+  }
+
+  Ints<A> bits_of_row(int r, int v) const {
+    const LayoutView& l = *mod.layout;
+    const int64_t words = (l.block_k + 31) / 32;
+    Ints<A> mask;
+    for (int i = 0; i < L; ++i) {
+      const int32_t lane = v * L + i, key = first + (lane < count ? lane : 0), slot = tile.slot[key], column = tile.column[key];
+      mask[i] = slot < 0 ? -1 : -((l.bits[(slot * l.block_q + rows.block_row[r]) * words + column / 32] >> (column % 32)) & 1);
+    }
+    return mask;
   }
 };
 

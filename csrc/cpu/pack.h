@@ -29,6 +29,13 @@ template <class A, class In> ATTN_INLINE void convert_row(const In* src, int64_t
   for (; i < width; ++i) dst[i] = A{0};
 }
 
+// The way back: factor * src, rounded to In.
+template <class A, class In> ATTN_INLINE void store_row(const A* src, A factor, In* dst, int64_t n) {
+  int64_t i = 0;
+  for (; i + Lanes<A>::n <= n; i += Lanes<A>::n) store_as(dst + i, load(src + i) * factor);
+  for (; i < n; ++i) dst[i] = From<In>::of(src[i] * factor);
+}
+
 // ---- rows ------------------------------------------------------------------------------------------------------
 
 template <class T, class In> struct Pack {

@@ -1,0 +1,99 @@
+// How a pass over query rows is cut into work items.
+#pragma once
+
+#include "cpu/row_block.h"
+#include "cpu/work.h"
+
+ATTN_NAMESPACE_BEGIN
+
+// Query heads of a GQA group whose rows see the same keys.
+inline int64_t heads_sharing_schedule(const AttendParams& p) {
+  const int64_t group = p.heads_kv ? p.heads / p.heads_kv : 1;
+  if (p.schedule == ScheduleKind::layout) {
+    const LayoutView& l = p.layout;
+    return l.count_head == 0 && l.index_head == 0 && l.full_count_head == 0 && l.full_index_head == 0 ? group : 1;
+  }
+  if (p.schedule == ScheduleKind::gathered) return p.selection.heads == p.heads ? 1 : group;
+  return group;
+}
+
+// Row tile `t` of heads [head, head + heads) of a sequence; false if it is empty.
+inline bool open_rows(const AttendParams& p, const RowTiling& tiling, const Sequence& seq, int64_t head, int64_t heads,
+                      int64_t t, RowBlock& b) {
+  RowGroup& g = b.group;
+  g.batch = seq.batch;
+  g.head = head;
+  g.head_kv = head / (p.heads / p.heads_kv);
+  g.queries = seq.queries;
+  g.keys = seq.keys;
+  row_tile(tiling, seq.queries, t, g);
+  if (g.q_begin >= g.q_end) return false;
+  set_reach(p, g);
+  b.heads = static_cast<int32_t>(heads);
+  b.tile_rows = g.q_end - g.q_begin;
+  b.rows = b.heads * b.tile_rows;
+  const int32_t* segments = p.segment_q.data;
+  if (segments) segments += seq.batch * p.segment_q.batch + seq.q_token * p.segment_q.token;
+  fill_rows(p, b, segments, p.segment_q.token);
+  return true;
+}
+
+// Keys of a split: long enough to amortise an item.
+constexpr int64_t kSplitKeys = 4096;
+
+// The items of a pass over query rows: (sequence, heads, row tile, split of the keys).
+struct RowItems {
+  const AttendParams& p;
+  int32_t tile;    // rows of a head
+  int64_t heads;   // heads an item flattens
+  int64_t splits;  // parts the keys of a sequence are cut into; each is an item, merged afterwards
+  ItemIndex index;
+
+  RowItems(const AttendParams& params, bool may_split)
+      : p(params), tile(tile_of(params)), heads(heads_of(params, tile)), splits(may_split ? splits_of(params) : 1),
+        index(params, [this](const Sequence& s) { return tiles_of(s) * (p.heads / heads) * splits; }) {}
+
+  int64_t count() const { return index.count; }
+  int64_t rows_at_most() const { return heads * (p.tq < tile ? p.tq : tile); }
+
+  static int32_t tile_of(const AttendParams& p) {
+    // Half-size tiles below 1024 queries: enough items for many cores, still two reuses of every packed key tile.
+    return p.tq >= 1024 ? kMaxRows : kMaxRows / 2;
+  }
+
+  static int64_t heads_of(const AttendParams& p, int32_t tile) {
+    const int64_t block_tile = row_tiling(p, 0, 0, tile).tile;
+    const int64_t tile_rows = p.tq < block_tile ? (p.tq > 0 ? p.tq : 1) : block_tile;
+    const int64_t share = heads_sharing_schedule(p);
+    int64_t heads = 1;
+    for (int64_t h = 2; h <= share; ++h) {
+      if (share % h == 0 && h * tile_rows <= kMaxRows) heads = h;
+    }
+    return heads;
+  }
+
+  // Few rows (decoding) leave nothing else to share out. The cut depends on shapes only.
+  static int64_t splits_of(const AttendParams& p) {
+    const int64_t splits = p.tq <= 16 ? (p.tk + kSplitKeys - 1) / kSplitKeys : 1;
+    return splits > 1 ? splits : 1;
+  }
+
+  int64_t tiles_of(const Sequence& s) const {
+    return row_tile_count(row_tiling(p, s.queries, s.keys, tile), s.queries);
+  }
+
+  // Fills `b` with the rows of an item; false if it has none. Later tiles come first: with a causal mask they are the
+  // longest, and the queue ends with short ones.
+  bool open(int64_t item, RowBlock& b, Sequence& seq, int64_t& split) const {
+    int64_t which, part;
+    index.locate(item, which, part);
+    seq = sequence(p, which);
+    split = part % splits;
+    part /= splits;
+    const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, tile);
+    const int64_t tiles = row_tile_count(tiling, seq.queries);
+    return open_rows(p, tiling, seq, part / tiles * heads, heads, tiles - 1 - part % tiles, b);
+  }
+};
+
+ATTN_NAMESPACE_END
