@@ -31,7 +31,8 @@ target_link_libraries(attn_torch INTERFACE ${ATTN_TORCH_DIR}/lib/libtorch_cpu.so
 add_library(attn_ops MODULE ${ATTN_OPS_SOURCES})
 target_link_libraries(attn_ops PRIVATE attn_kernels attn_torch)
 target_compile_options(attn_ops PRIVATE -O2)
-target_link_options(attn_ops PRIVATE -Wl,--as-needed -Wl,--no-undefined -Wl,--exclude-libs,ALL)
+target_link_options(attn_ops PRIVATE -Wl,--as-needed -Wl,--no-undefined
+  -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/hide_all.map)
 
 execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
   OUTPUT_VARIABLE pybind11_ROOT OUTPUT_STRIP_TRAILING_WHITESPACE COMMAND_ERROR_IS_FATAL ANY)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 
 class BackendError(RuntimeError):
@@ -27,10 +27,3 @@ class BackendError(RuntimeError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.op, self.given, self.reasons)
-
-
-def refuse_forward_mode(op: str) -> NoReturn:
-    """What the jvp of our autograd Functions does: forward-mode AD must never give silent zeros."""
-    raise RuntimeError(
-        f"attn.{op} has no forward-mode derivative (jvp); use reverse mode (backward, torch.func.grad, torch.func.vjp)"
-    )

@@ -45,24 +45,9 @@ def test_ops_use_only_the_stable_abi():
     assert mangled == []
 
 
-def test_ops_use_nothing_newer_than_the_target():
-    """Functions of the C shim that torch added after the release we target would be missing there."""
-    table = Path(torch.__file__).parent / "include/torch/csrc/stable/c/shim_function_versions.txt"
-    if not table.exists():
-        pytest.skip("this torch ships no table of shim versions")
-    newer = set()
-    for line in table.read_text().splitlines():
-        match = re.match(r"\s*(\w+)\s*:?\s*.*?(\d+)[._](\d+)", line)
-        if match and (int(match.group(2)), int(match.group(3))) > (2, 10):
-            newer.add(match.group(1))
-    assert set(undefined(PACKAGE / "libattn_ops.so")) & newer == set()
-
-
 def test_ops_export_nothing():
     """Two extensions in one process must not see each other's symbols."""
-    defined = run("nm", "-D", "--defined-only", str(PACKAGE / "libattn_ops.so")).splitlines()
-    # 'u': unique to the process by the C++ ABI, e.g. static members of templates of the standard library.
-    assert [line for line in defined if line.split()[1] not in "uVW"] == []
+    assert run("nm", "-D", "--defined-only", str(PACKAGE / "libattn_ops.so")) == ""
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name.split(".")[0])

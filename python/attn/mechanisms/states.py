@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..capability import dtype_name, require_backend
-from ..errors import refuse_forward_mode
 
 # The op takes [N, B, H, T, D] and anything with fewer dimensions between N and D.
 _OP_DIMS = 5
 
 
 class _MergeStates(torch.autograd.Function):
+    # Without a jvp, forward-mode AD raises. One of our own with a better message would stop torch.compile (graph break 0144).
     generate_vmap_rule = True
 
     @staticmethod
@@ -36,10 +36,6 @@ class _MergeStates(torch.autograd.Function):
             return None, None
         dout = outs.new_zeros(outs.shape[1:]) if dout is None else _last_contiguous(dout)
         return torch.ops.attn.merge_states_backward(dout, dlse, outs, lses, lse)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        refuse_forward_mode("merge_states")
 
 
 def _last_contiguous(x: Tensor) -> Tensor:
