@@ -47,10 +47,10 @@ test-sanitize: $(VENV)/.tools
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j $(JOBS)
 
 test-python: install
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 	for isa in $(ISAS); do \
 		if $(BIN)/python -c "import sys, attn; sys.exit('$$isa' not in attn._C.available_isas())"; then \
-			echo "== ATTN_CPU_ISA=$$isa"; ATTN_CPU_ISA=$$isa $(BIN)/python -m pytest -n $(JOBS) -q -m isa || exit 1; \
+			echo "== ATTN_CPU_ISA=$$isa"; ATTN_CPU_ISA=$$isa $(BIN)/python -m pytest -n $(JOBS) -q -m "isa and not slow" || exit 1; \
 		fi; \
 	done
 

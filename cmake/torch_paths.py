@@ -1,7 +1,8 @@
 """Print 'directory;version' of the torch to build against, without importing it.
 
-Only headers and the names of two libraries are taken from it. Under build isolation torch is usually not importable although the
-environment that is being installed into has one; `sysconfig` still knows that environment's directories.
+Only headers and the names of two libraries are taken from it. Under build isolation torch is usually not
+importable although the environment that is being installed into has one; `sysconfig` still knows that
+environment's directories.
 """
 
 import importlib.util
@@ -29,5 +30,7 @@ def find_torch() -> tuple[Path, str] | None:
 if __name__ == "__main__":
     found = find_torch()
     if found is None:
-        sys.exit("no torch with stable ABI headers found for " + sys.executable + ": pip install 'torch>=2.10'")
+        sys.exit(
+            "no torch with stable ABI headers found for " + sys.executable + ": pip install 'torch>=2.10'"
+        )
     print(f"{found[0].as_posix()};{found[1]}", end="")

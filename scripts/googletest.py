@@ -1,7 +1,8 @@
-"""Print the directory of googletest's sources, getting them first if need be. The C++ tests build gtest from source, because a
-sanitizer build wants gtest built the same way.
+"""Print the directory of googletest's sources, getting them first if need be. The C++ tests build gtest from
+source, because a sanitizer build wants gtest built the same way.
 
-Tried in order: what is already there; apt-get install (as root); apt-get download, unpacked here without root; the release on GitHub.
+Tried in order: what is already there; apt-get install (as root); apt-get download, unpacked here without
+root; the release on GitHub.
 """
 
 from __future__ import annotations
@@ -86,5 +87,8 @@ def find() -> Path | None:
 if __name__ == "__main__":
     found = find()
     if found is None:
-        sys.exit("googletest not found: install it (Debian: apt-get install googletest) or pass -DATTN_GTEST_SOURCE=<its sources>")
+        sys.exit(
+            "googletest not found: install it (Debian: apt-get install googletest) or pass "
+            "-DATTN_GTEST_SOURCE=<its sources>"
+        )
     print(found)

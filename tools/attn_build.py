@@ -1,8 +1,9 @@
 """PEP 517 backend: scikit-build-core, plus torch as a build requirement where none is installed.
 
-Only torch's headers are used, on its stable ABI, so any torch >= 2.10 will do to build and any to run. pip's build isolation hides
-the torch that is already there, but not where it lies (cmake/torch_paths.py finds it); asking for torch regardless would make pip
-download a second one, several gigabytes where the default wheel is the CUDA one.
+Only torch's headers are used, on its stable ABI, so any torch >= 2.10 will do to build and any to run. pip's
+build isolation hides the torch that is already there, but not where it lies (cmake/torch_paths.py finds it);
+asking for torch regardless would make pip download a second one, several gigabytes where the default wheel is
+the CUDA one.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scikit_build_core.build import get_requires_for_build_wheel as _wheel_requi
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "cmake"))
 
-from torch_paths import find_torch  # noqa: E402
+from torch_paths import find_torch
 
 __all__ = [
     "build_editable",

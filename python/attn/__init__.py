@@ -1,11 +1,12 @@
 """Token-mixing mechanisms of the long-context literature as native PyTorch ops.
 
-Functions take q ``[B, H, Tq, D]``, k ``[B, Hkv, Tk, D]``, v ``[B, Hkv, Tk, Dv]`` and are differentiable unless they say otherwise.
-The ops themselves are ``torch.ops.attn.*``. ``python -m attn info`` tells what this installation supports.
+Functions take q ``[B, H, Tq, D]``, k ``[B, Hkv, Tk, D]``, v ``[B, Hkv, Tk, Dv]`` and are differentiable
+unless they say otherwise. The ops themselves are ``torch.ops.attn.*``. ``python -m attn info`` tells what
+this installation supports.
 """
 
-from . import _library  # isort: skip  (registers the ops that the rest refers to)
-from . import _fake
+from . import _library  # noqa: F401  # isort: skip  (registers the ops that the rest refers to)
+from . import _fake  # noqa: F401
 from ._version import __version__
 from .errors import BackendError
 from .info import Info, info

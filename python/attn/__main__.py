@@ -1,4 +1,6 @@
-"""`python -m attn <command>`: each command is `main(arguments) -> exit status` of a module that is imported only when asked for."""
+"""`python -m attn <command>`: each command is `main(arguments) -> exit status` of a module that is imported
+only when asked for.
+"""
 
 from __future__ import annotations
 

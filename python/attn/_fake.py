@@ -1,4 +1,6 @@
-"""Fake implementations: shapes, dtypes and exact strides of every op's results, for torch.compile, export and meta tensors."""
+"""Fake implementations: shapes, dtypes and exact strides of every op's results, for torch.compile, export and
+meta tensors.
+"""
 
 from __future__ import annotations
 

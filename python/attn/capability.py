@@ -1,7 +1,8 @@
 """What each backend supports, as data: predicates with reasons.
 
-One table drives the choice of a backend, the text of `BackendError`, `attn.info()` and the support matrix of the documentation.
-A predicate returns None where it holds, otherwise the reason, as a sentence that says what to do.
+One table drives the choice of a backend, the text of `BackendError`, `attn.info()` and the support matrix of
+the documentation. A predicate returns None where it holds, otherwise the reason, as a sentence that says what
+to do.
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ class Backend:
         if op not in self.ops:
             why.append(f"has no kernels for {op}")
         if device not in self.devices:
-            why.append(f"serves {' and '.join(self.devices)} tensors, got {device}; move them with .to('{self.devices[0]}')")
+            why.append(
+                f"serves {' and '.join(self.devices)} tensors, got {device}; "
+                f"move them with .to('{self.devices[0]}')"
+            )
         if dtype not in self.dtypes:
             names = ", ".join(dtype_name(d) for d in self.dtypes)
             why.append(f"supports dtypes {names}, got {dtype_name(dtype)}; convert with .to(...)")

@@ -1,4 +1,6 @@
-"""Errors of the package. Wrong arguments raise ValueError or TypeError that name the argument; this is for the rest."""
+"""Errors of the package. Wrong arguments raise ValueError or TypeError that name the argument; this is for
+the rest.
+"""
 
 from __future__ import annotations
 

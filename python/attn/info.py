@@ -69,7 +69,8 @@ def _cuda() -> dict[str, str]:
 def info() -> Info:
     """Versions, build, CPU instruction set in use, CUDA devices, and which backend serves which function.
 
-    Raises RuntimeError if the environment variable ATTN_CPU_ISA names an instruction set that is not available.
+    Raises RuntimeError if the environment variable ATTN_CPU_ISA names an instruction set that is not
+    available.
     """
     build = _C.build_info()
     return Info(

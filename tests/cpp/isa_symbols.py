@@ -1,7 +1,9 @@
-"""isa_symbols.py <nm> <isa> <objects...>: no function of code compiled for one instruction set may be shared with other code.
+"""isa_symbols.py <nm> <isa> <objects...>: no function of code compiled for one instruction set may be shared
+with other code.
 
-The linker keeps one copy of an inline function or template instance. Were that the copy compiled for AVX-512, a CPU without it would
-crash in code that never asked for it. So every definition that is visible to the linker must be in the set's own namespace.
+The linker keeps one copy of an inline function or template instance. Were that the copy compiled for AVX-512,
+a CPU without it would crash in code that never asked for it. So every definition that is visible to the
+linker must be in the set's own namespace.
 """
 
 import re
@@ -9,7 +11,9 @@ import subprocess
 import sys
 
 nm, isa, objects = sys.argv[1], sys.argv[2], sys.argv[3:]
-table = subprocess.run([nm, "--defined-only", "--extern-only", "-C", *objects], capture_output=True, text=True, check=True)
+table = subprocess.run(
+    [nm, "--defined-only", "--extern-only", "-C", *objects], capture_output=True, text=True, check=True
+)
 own = re.compile(rf"\battn::{isa}::")
 # Data that identical definitions may share: no instructions in it.
 harmless = re.compile(r"^(typeinfo|typeinfo name|vtable|guard variable) |^DW\.ref\.")

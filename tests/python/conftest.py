@@ -14,7 +14,9 @@ hypothesis.settings.load_profile("ci")
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Every tensor that torch allocates without filling, our ops' results included, starts as NaN or as the largest integer."""
+    """Every tensor that torch allocates without filling, our ops' results included, starts as NaN or as the
+    largest integer.
+    """
     filled = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -1,4 +1,6 @@
-"""What the built libraries may depend on and reveal: they have to run on another machine and under another torch."""
+"""What the built libraries may depend on and reveal: they have to run on another machine and under another
+torch.
+"""
 
 import re
 import shutil
@@ -14,7 +16,9 @@ import attn
 PACKAGE = Path(attn.__file__).parent
 LIBRARIES = sorted(PACKAGE.glob("*.so"))
 
-pytestmark = pytest.mark.skipif(shutil.which("nm") is None, reason="nm and readelf (binutils) read the libraries")
+pytestmark = pytest.mark.skipif(
+    shutil.which("nm") is None, reason="nm and readelf (binutils) read the libraries"
+)
 
 
 def run(*command: str) -> str:
@@ -22,7 +26,10 @@ def run(*command: str) -> str:
 
 
 def undefined(library: Path) -> list[str]:
-    return [line.split()[-1].split("@")[0] for line in run("nm", "-D", "--undefined-only", str(library)).splitlines()]
+    return [
+        line.split()[-1].split("@")[0]
+        for line in run("nm", "-D", "--undefined-only", str(library)).splitlines()
+    ]
 
 
 def test_both_libraries_are_installed():
@@ -33,7 +40,15 @@ def test_both_libraries_are_installed():
 def test_needs_only_torch_and_the_system(library):
     dynamic = run("readelf", "-d", str(library))
     needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
-    allowed = {"libtorch_cpu.so", "libc10.so", "libstdc++.so.6", "libm.so.6", "libgcc_s.so.1", "libc.so.6", "libpthread.so.0"}
+    allowed = {
+        "libtorch_cpu.so",
+        "libc10.so",
+        "libstdc++.so.6",
+        "libm.so.6",
+        "libgcc_s.so.1",
+        "libc.so.6",
+        "libpthread.so.0",
+    }
     allowed |= {"ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
     # No libgomp of our own (torch brings its OpenMP), no libpython, no CUDA runtime.
     assert needed <= allowed
@@ -41,7 +56,9 @@ def test_needs_only_torch_and_the_system(library):
 
 
 def test_ops_use_only_the_stable_abi():
-    mangled = [name for name in undefined(PACKAGE / "libattn_ops.so") if re.match(r"_Z\w*?(3c10|2at|5torch)", name)]
+    mangled = [
+        name for name in undefined(PACKAGE / "libattn_ops.so") if re.match(r"_Z\w*?(3c10|2at|5torch)", name)
+    ]
     assert mangled == []
 
 
@@ -53,7 +70,12 @@ def test_ops_export_nothing():
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda path: path.name.split(".")[0])
 def test_no_path_of_the_build_machine(library):
     data = library.read_bytes()
-    places = {str(PACKAGE.parent), str(Path(torch.__file__).parent), sysconfig.get_path("purelib"), str(Path.home()) + "/"}
+    places = {
+        str(PACKAGE.parent),
+        str(Path(torch.__file__).parent),
+        sysconfig.get_path("purelib"),
+        str(Path.home()) + "/",
+    }
     places |= {str(Path(__file__).resolve().parents[2]), "/tmp/"}
     found = {place for place in places if place.encode() in data}
     assert found == set()

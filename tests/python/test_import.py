@@ -48,7 +48,9 @@ print(json.dumps({
 
 
 def test_info_is_complete():
-    result = subprocess.run([sys.executable, "-m", "attn", "info"], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-m", "attn", "info"], capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     for fact in (attn.__version__, torch.__version__, attn._C.cpu_isa(), "merge_states", "instruction sets"):
         assert fact in result.stdout
@@ -56,7 +58,9 @@ def test_info_is_complete():
 
 
 def test_unknown_command_lists_the_commands():
-    result = subprocess.run([sys.executable, "-m", "attn", "nosuch"], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-m", "attn", "nosuch"], capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 2
     assert "unknown command: nosuch" in result.stderr
     assert "info" in result.stderr

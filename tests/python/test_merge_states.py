@@ -1,12 +1,14 @@
-"""attn.merge_states against the definition in float64, and the contract every op of the package has to meet."""
+"""attn.merge_states against the definition in float64, and the contract every op of the package has to
+meet.
+"""
 
 import hypothesis
 import hypothesis.strategies as st
 import pytest
 import torch
-from tolerance import assert_as_exact_as
 
 import attn
+from tolerance import assert_as_exact_as
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 INF = float("inf")
@@ -25,13 +27,17 @@ def plain(outs, lses):
 
 def make(shape, dtype, generator, parts=3):
     outs = torch.randn(parts, *shape, generator=generator, dtype=torch.float64).to(dtype)
-    lses = (3 * torch.randn(parts, *shape[:-1], generator=generator, dtype=torch.float64)).to(statistics(dtype))
+    lses = (3 * torch.randn(parts, *shape[:-1], generator=generator, dtype=torch.float64)).to(
+        statistics(dtype)
+    )
     return outs, lses
 
 
 @pytest.mark.isa
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(8,), (5, 7), (2, 3, 33), (2, 3, 17, 64), (1, 2, 2, 9, 40), (1, 1, 300)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(8,), (5, 7), (2, 3, 33), (2, 3, 17, 64), (1, 2, 2, 9, 40), (1, 1, 300)], ids=str
+)
 def test_values_and_gradients(shape, dtype, generator):
     outs, lses = make(shape, dtype, generator)
     if outs.dim() > 2:
@@ -195,7 +201,9 @@ def test_export(generator):
 
     arguments = make((2, 5, 8), torch.float32, generator)
     tokens = torch.export.Dim("tokens", min=2, max=4096)
-    exported = torch.export.export(Merge(), arguments, dynamic_shapes={"outs": {2: tokens}, "lses": {2: tokens}})
+    exported = torch.export.export(
+        Merge(), arguments, dynamic_shapes={"outs": {2: tokens}, "lses": {2: tokens}}
+    )
     other = make((2, 11, 8), torch.float32, generator)
     torch.testing.assert_close(exported.module()(*other), attn.merge_states(*other))
 
@@ -213,17 +221,34 @@ def test_forward_mode_and_second_derivative_are_refused(generator):
 def test_meta(generator):
     outs, lses = make((2, 3, 5, 8), torch.bfloat16, generator)
     out, lse = attn.merge_states(outs.to("meta"), lses.to("meta"))
-    assert (out.shape, out.dtype, lse.shape, lse.dtype) == ((2, 3, 5, 8), torch.bfloat16, (2, 3, 5), torch.float32)
+    assert (out.shape, out.dtype, lse.shape, lse.dtype) == (
+        (2, 3, 5, 8),
+        torch.bfloat16,
+        (2, 3, 5),
+        torch.float32,
+    )
 
 
 WRONG = {
     "outs rank": (lambda o, l: (o.new_zeros(3), l), ValueError, r"outs must be \[N, \.\.\., D\]"),
     "no part": (lambda o, l: (o[:0], l[:0]), ValueError, "outs must hold at least one part"),
-    "lses shape": (lambda o, l: (o, l[:, :1]), ValueError, r"lses must have the shape of outs .* \[3, 2, 5\], got \[3, 1, 5\]"),
-    "lses dtype": (lambda o, l: (o, l.double()), ValueError, "lses must be float32 for float32 outs, got float64"),
+    "lses shape": (
+        lambda o, l: (o, l[:, :1]),
+        ValueError,
+        r"lses must have the shape of outs .* \[3, 2, 5\], got \[3, 1, 5\]",
+    ),
+    "lses dtype": (
+        lambda o, l: (o, l.double()),
+        ValueError,
+        "lses must be float32 for float32 outs, got float64",
+    ),
     "outs type": (lambda o, l: (7, l), TypeError, "outs must be a tensor or a sequence of tensors, got int"),
     "mixed parts": (lambda o, l: ([o[0], o[1, :1]], l[:2]), ValueError, "outs must be tensors of one shape"),
-    "integers": (lambda o, l: (o.int(), l), attn.BackendError, "supports dtypes float32, bfloat16, float16, float64, got int32"),
+    "integers": (
+        lambda o, l: (o.int(), l),
+        attn.BackendError,
+        "supports dtypes float32, bfloat16, float16, float64, got int32",
+    ),
 }
 
 
@@ -248,5 +273,3 @@ def test_op_refuses_by_itself(case, generator):
     change, text = case
     with pytest.raises(RuntimeError, match="attn::merge_states: " + text):
         torch.ops.attn.merge_states(*change(*make((2, 5, 8), torch.float32, generator)))
-
-

@@ -1,4 +1,6 @@
-"""The criterion every comparison with an oracle uses: no worse than twice the plain PyTorch implementation in the same dtype."""
+"""The criterion every comparison with an oracle uses: no worse than twice the plain PyTorch implementation in
+the same dtype.
+"""
 
 import torch
 from torch import Tensor

@@ -16,7 +16,8 @@ _OP_DIMS = 5
 
 
 class _MergeStates(torch.autograd.Function):
-    # Without a jvp, forward-mode AD raises. One of our own with a better message would stop torch.compile (graph break 0144).
+    # Without a jvp, forward-mode AD raises. One of our own with a better message would stop torch.compile
+    # (graph break 0144).
     generate_vmap_rule = True
 
     @staticmethod
@@ -48,17 +49,19 @@ def merge_states(outs: Tensor | Sequence[Tensor], lses: Tensor | Sequence[Tensor
     .. math::
         lse = \log \sum_n e^{lse_n}, \qquad out = \sum_n e^{lse_n - lse} \, out_n
 
-    Every attention function here returns such a pair with ``return_lse=True``, so a sequence can be split over calls, devices or cache
-    pages and put together again, with exact gradients.
+    Every attention function here returns such a pair with ``return_lse=True``, so a sequence can be split
+    over calls, devices or cache pages and put together again, with exact gradients.
 
     Args:
-        outs: ``[N, ..., D]``, or a sequence of N tensors ``[..., D]``. float32, bfloat16, float16 or float64; any strides with a
-            contiguous last dimension work without a copy.
-        lses: ``[N, ...]``, or a sequence of N tensors ``[...]``: natural log-sum-exp of each part, float32 (float64 for float64
-            outs), any strides. ``-inf`` marks a part that saw no key: its out is not read, its gradients are 0.
+        outs: ``[N, ..., D]``, or a sequence of N tensors ``[..., D]``. float32, bfloat16, float16 or float64;
+            any strides with a contiguous last dimension work without a copy.
+        lses: ``[N, ...]``, or a sequence of N tensors ``[...]``: natural log-sum-exp of each part, float32
+            (float64 for float64 outs), any strides. ``-inf`` marks a part that saw no key: its out is not
+            read, its gradients are 0.
 
     Returns:
-        ``(out, lse)``: ``[..., D]`` in the dtype of outs and ``[...]`` in that of lses. A row no part saw a key for is 0 with lse ``-inf``.
+        ``(out, lse)``: ``[..., D]`` in the dtype of outs and ``[...]`` in that of lses. A row no part saw a
+        key for is 0 with lse ``-inf``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype or shape.
@@ -71,13 +74,15 @@ def merge_states(outs: Tensor | Sequence[Tensor], lses: Tensor | Sequence[Tensor
         raise ValueError(f"outs must hold at least one part, got shape {list(outs.shape)}")
     if lses.shape != outs.shape[:-1]:
         raise ValueError(
-            f"lses must have the shape of outs without the last dimension, {list(outs.shape[:-1])}, got {list(lses.shape)}"
+            f"lses must have the shape of outs without the last dimension, {list(outs.shape[:-1])}, "
+            f"got {list(lses.shape)}"
         )
     require_backend("merge_states", outs)
     statistics = torch.float64 if outs.dtype == torch.float64 else torch.float32
     if lses.dtype != statistics:
         raise ValueError(
-            f"lses must be {dtype_name(statistics)} for {dtype_name(outs.dtype)} outs, got {dtype_name(lses.dtype)}"
+            f"lses must be {dtype_name(statistics)} for {dtype_name(outs.dtype)} outs, "
+            f"got {dtype_name(lses.dtype)}"
         )
     if lses.device != outs.device:
         raise ValueError(f"lses must be on the device of outs, {outs.device}, got {lses.device}")
@@ -95,5 +100,7 @@ def _stacked(parts: Tensor | Sequence[Tensor], name: str) -> Tensor:
     if not isinstance(parts, Sequence) or not all(isinstance(part, Tensor) for part in parts):
         raise TypeError(f"{name} must be a tensor or a sequence of tensors, got {type(parts).__name__}")
     if len({(part.shape, part.dtype, part.device) for part in parts}) != 1:
-        raise ValueError(f"{name} must be tensors of one shape, dtype and device, got {[list(p.shape) for p in parts]}")
+        raise ValueError(
+            f"{name} must be tensors of one shape, dtype and device, got {[list(p.shape) for p in parts]}"
+        )
     return torch.stack(tuple(parts))
