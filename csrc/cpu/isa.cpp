@@ -12,7 +12,8 @@ namespace {
 
 constexpr bool compiled(Isa isa) {
   switch (isa) {
-#define ATTN_ISA_ROW(name) case Isa::name: return true;
+#define ATTN_ISA_ROW(name) \
+  case Isa::name: return true;
 #include "attn_isas.inc"
 #undef ATTN_ISA_ROW
     default: return false;

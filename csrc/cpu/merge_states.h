@@ -23,9 +23,7 @@ template <class T> struct SumOf { using type = float; };
 template <> struct SumOf<double> { using type = double; };
 template <class T> using Sum = typename SumOf<T>::type;
 
-struct Row {
-  int64_t batch, head, token;
-};
+struct Row { int64_t batch, head, token; };
 
 // Calls fn(flat index, row) for every row of [B, H, T], in parallel.
 template <class F>
@@ -34,9 +32,7 @@ inline void for_rows(int64_t batch, int64_t heads, int64_t tokens, int64_t row_e
   const int64_t per_item = row_elements >= kItemElements ? 1 : kItemElements / (row_elements > 0 ? row_elements : 1);
   parallel_items((rows + per_item - 1) / per_item, [&](int64_t item, int) {
     const int64_t end = (item + 1) * per_item < rows ? (item + 1) * per_item : rows;
-    for (int64_t r = item * per_item; r < end; ++r) {
-      fn(r, Row{r / tokens / heads, r / tokens % heads, r % tokens});
-    }
+    for (int64_t r = item * per_item; r < end; ++r) { fn(r, Row{r / tokens / heads, r / tokens % heads, r % tokens}); }
   });
 }
 
@@ -132,8 +128,8 @@ template <class T> inline void backward(const MergeStatesBackwardParams& p) {
                     row.token * p.dout.token;
     S dlse = 0;
     if (p.dlse.data) {
-      dlse = static_cast<const S*>(p.dlse.data)[row.batch * p.dlse.batch + row.head * p.dlse.head +
-                                                row.token * p.dlse.token];
+      dlse = static_cast<const S*>(
+          p.dlse.data)[row.batch * p.dlse.batch + row.head * p.dlse.head + row.token * p.dlse.token];
     }
     S* dlses = static_cast<S*>(p.dlses) + index;
     S mean = 0;

@@ -65,7 +65,8 @@ class Check {
 
   template <class... Parts>
   void require(bool ok, const Parts&... parts) const {
-    if (!ok) [[unlikely]] fail(parts...);
+    if (!ok) [[unlikely]]
+      fail(parts...);
   }
 
   // `layout` spells the dimensions: "[B, H, Tq, D]".
@@ -123,9 +124,7 @@ class Check {
   }
 
   // Kernels count positions in int32.
-  void length(int64_t n, const char* what) const {
-    require(n < INT32_MAX, what, " must be below 2**31 - 1, got ", n);
-  }
+  void length(int64_t n, const char* what) const { require(n < INT32_MAX, what, " must be below 2**31 - 1, got ", n); }
 
   // Index arguments: int32, contiguous in the last dimension.
   void index(const Tensor& t, const char* name, int64_t rank, const char* layout) const {

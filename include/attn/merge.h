@@ -25,7 +25,7 @@ struct MergeStatesParams {
 struct MergeStatesBackwardParams {
   DType dtype;
   int64_t parts, batch, heads, tokens, dim;
-  PartsView outs;   // as in the forward
+  PartsView outs;  // as in the forward
   PartsView lses;
   const void* lse;  // [B, H, T] contiguous, as the forward returned it
   View4 dout;       // [B, H, T, D]

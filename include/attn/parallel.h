@@ -40,8 +40,7 @@ template <class F>
 inline void parallel_items(int64_t items, F&& fn) {
   using Fn = std::remove_reference_t<F>;
   parallel_items_erased(
-      items,
-      [](void* context, int64_t item, int worker) { (*static_cast<Fn*>(context))(item, worker); },
+      items, [](void* context, int64_t item, int worker) { (*static_cast<Fn*>(context))(item, worker); },
       const_cast<void*>(static_cast<const void*>(&fn)));
 }
 

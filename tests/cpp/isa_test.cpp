@@ -34,9 +34,7 @@ TEST(Isa, RequestIsHonoured) {
 std::string refusal(const char* request, const CpuId& cpu) {
   try {
     choose_isa(request, cpu);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
+  } catch (const std::runtime_error& error) { return error.what(); }
   return "";
 }
 

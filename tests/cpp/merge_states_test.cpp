@@ -94,9 +94,19 @@ struct Case {
 
   void run() {
     cpu::merge_states({E::dtype, parts, batch, heads, tokens, dim, outs_view(), lses_view(), out.data(), lse.data()});
-    cpu::merge_states_backward({E::dtype, parts, batch, heads, tokens, dim, outs_view(), lses_view(), lse.data(),
+    cpu::merge_states_backward({E::dtype,
+                                parts,
+                                batch,
+                                heads,
+                                tokens,
+                                dim,
+                                outs_view(),
+                                lses_view(),
+                                lse.data(),
                                 {dout.data(), heads * tokens * dim, tokens * dim, dim},
-                                {dlse.data(), heads * tokens, tokens, 1}, douts.data(), dlses.data()});
+                                {dlse.data(), heads * tokens, tokens, 1},
+                                douts.data(),
+                                dlses.data()});
   }
 
   // Against the definition, in double.
@@ -123,7 +133,8 @@ struct Case {
       }
       for (int64_t n = 0; n < parts; ++n) {
         const double expected = weight[n] * (dlse[r] + projection[n] - mean);
-        ASSERT_NEAR(dlses[n * rows() + r], expected, 100 * E64() * (1 + std::sqrt(dim))) << "part " << n << " row " << r;
+        ASSERT_NEAR(dlses[n * rows() + r], expected, 100 * E64() * (1 + std::sqrt(dim)))
+            << "part " << n << " row " << r;
         for (int64_t i = 0; i < dim; ++i) {
           const double d = weight[n] * E::get(dout[r * dim + i]);
           ASSERT_NEAR(E::get(douts[(n * rows() + r) * dim + i]), d, 4 * tolerance());

@@ -50,9 +50,7 @@ TEST_P(Parallel, FirstExceptionStopsTheQueueAndIsRethrown) {
       if (item == 5) throw std::runtime_error("item 5");
     });
     FAIL() << "no exception";
-  } catch (const std::runtime_error& error) {
-    EXPECT_STREQ(error.what(), "item 5");
-  }
+  } catch (const std::runtime_error& error) { EXPECT_STREQ(error.what(), "item 5"); }
   EXPECT_LT(ran, items);
   // The pool still works.
   std::atomic<int> after{0};
