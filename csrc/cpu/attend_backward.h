@@ -1,17 +1,327 @@
-// Attention backward: delta, then dQ over the schedule, then dK and dV over key ranges.
+// Backward pass. An item owns a range of keys of one kv head: it visits every row tile that looks at them, sums their dK
+// and dV (and the gradient of their weights) on its own, and adds its share of dQ to the rows in turn (dq_sums.h). Scores
+// and dP are computed once: five products. Keys lie in lanes; query rows run along the strip.
 #pragma once
 
-#include "cpu/attend_key_grad.h"
-#include "cpu/attend_query_grad.h"
+#include "cpu/dq_sums.h"
+#include "cpu/mask_panel.h"
 
 ATTN_NAMESPACE_BEGIN
 
+// Keys an item owns. Dense: one key tile, whose packed form then serves every row tile. Block schedules: whole blocks,
+// for the same reason. Gathered keys are scattered anyway: a range long enough for a selection to fill key tiles.
+inline int32_t key_range(const AttendParams& p) {
+  if (p.schedule == ScheduleKind::gathered) return 2048;
+  const int32_t dense = tile_keys(p.dim, p.dim_v) == kTileKeys ? 128 : 64;
+  if (p.schedule == ScheduleKind::range) return dense;
+  const int32_t block = static_cast<int32_t>(p.schedule == ScheduleKind::layout ? p.layout.block_k : p.strided.block);
+  return block >= 64 ? (block <= 128 ? block : dense) : (64 + block - 1) / block * block;
+}
+
+template <class In> struct BackwardItem {
+  using T = Operand<In>;
+  using A = Acc<T>;
+  static constexpr int W = kPanel<T>, L = kLanes<T>;
+
+  const AttendBackwardParams& bp;
+  const AttendParams& p;
+  const BackwardRows<In>& state;
+  DqSums<In>& dq;
+  const int64_t depth, depth_v, columns, columns_v;
+  const int32_t range;
+  int32_t k_begin = 0, k_end = 0;    // the item's keys
+  int32_t packed_begin, packed_n;    // run of keys that lies in k, v and k_columns; n = 0: none
+  Run packed_run;
+  bool panel_packed[kTileKeys / L + 1];
+  RowBlock* rows;
+  KeyTile* tile;
+  T *k, *v, *q, *dout, *weights, *ds;
+  DsElement<T>* ds_rows;  // dS of the whole tile, [rows][ds_width]: what dQ is made from
+  int64_t ds_width;
+  ColumnOperand<T, In>*q_columns, *dout_columns, *k_columns;
+  A *dk, *dv, *dw, *tile_dk, *tile_dv, *s, *dp, *lse2, *delta, *gate, *ones, *key_weight, *gate_sum;
+  int32_t* segment;
+
+  BackwardItem(const AttendBackwardParams& params, const BackwardRows<In>& rows_state, DqSums<In>& dq_sums, Carve& c)
+      : bp(params), p(params.forward), state(rows_state), dq(dq_sums), depth(depth_of<T>(p.dim)), depth_v(depth_of<T>(p.dim_v)),
+        columns(round_up_lanes<T>(p.dim)), columns_v(round_up_lanes<T>(p.dim_v)), range(key_range(params.forward)) {
+    const int n = tile_keys(p.dim, p.dim_v);
+    rows = c.take<RowBlock>(1);
+    tile = c.take<KeyTile>(1);
+    q_columns = c.take<ColumnOperand<T, In>>(1);
+    dout_columns = c.take<ColumnOperand<T, In>>(1);
+    k_columns = c.take<ColumnOperand<T, In>>(1);
+    k = c.take<T>((n + W) * depth);
+    v = c.take<T>((n + W) * depth_v);
+    q = c.take<T>(kMaxRows * depth);
+    dout = c.take<T>(kMaxRows * depth_v);
+    T* q_scratch = c.take<T>(kMaxRows * columns);
+    T* dout_scratch = c.take<T>(kMaxRows * columns_v);
+    T* k_scratch = c.take<T>(n * columns);
+    if (c.base) {
+      q_columns->scratch = q_scratch;
+      dout_columns->scratch = dout_scratch;
+      k_columns->scratch = k_scratch;
+    }
+    dk = c.take<A>((range + W) * columns);
+    dv = c.take<A>((range + W) * columns_v);
+    dw = c.take<A>(range + W);
+    tile_dk = c.take<A>((n + W) * columns);
+    tile_dv = c.take<A>((n + W) * columns_v);
+    s = c.take<A>(kMaxRows * W);
+    dp = c.take<A>(kMaxRows * W);
+    weights = kPairRows<T> ? c.take<T>(kMaxRows * W) : reinterpret_cast<T*>(s);
+    ds_width = (n + W - 1) / W * W;
+    ds_rows = c.take<DsElement<T>>(kMaxRows * ds_width);
+    ds = kPairRows<T> ? c.take<T>(kMaxRows * W) : nullptr;
+    gate_sum = c.take<A>(kMaxRows);
+    lse2 = c.take<A>(kMaxRows + 2 * W);
+    delta = c.take<A>(kMaxRows + 2 * W);
+    gate = c.take<A>(kMaxRows + 2 * W);
+    ones = c.take<A>(W);
+    key_weight = c.take<A>(n + W);
+    segment = c.take<int32_t>(n + W);
+  }
+
+  TokenRows<In> row_tokens(const View4& x, const Sequence& seq, int64_t dim, const Run& run) const {
+    const In* base = static_cast<const In*>(x.data) + seq.batch * x.batch + rows->group.head * x.head + seq.q_token * x.token;
+    return {base, x.token, dim, &run, 1, run.count, nullptr};
+  }
+
+  const In* key_row(const View4& x, const Sequence& seq, int64_t lane) const {
+    return static_cast<const In*>(x.data) + seq.batch * x.batch + rows->group.head_kv * x.head +
+           (seq.k_token + tile->position[lane]) * x.token;
+  }
+
+  // Keys of the tile as panels. A range that is one run keeps them from row tile to row tile.
+  void pack_keys(const Sequence& seq, int32_t first, int32_t count, int64_t width) {
+    const int32_t which = first / W;
+    if (panel_packed[which]) return;
+    panel_packed[which] = true;
+    pack_panel<T, In>([&](int64_t r) { return key_row(p.k, seq, first + r); }, count, p.dim, k + first * depth, width);
+    pack_panel<T, In>([&](int64_t r) { return key_row(p.v, seq, first + r); }, count, p.dim_v, v + first * depth_v, width);
+  }
+
+  void forget_keys() { std::memset(panel_packed, 0, sizeof panel_packed); }
+
+  // Scores s and dp of rows [a, b) -> weights (times the gate), and dS in the two forms the products need.
+  template <int NV>
+  void score_gradients(int32_t first, int32_t count, int a, int b, bool masked, const Modifiers<A>& mod) {
+    LaneMask<A, NV> mask(*rows, *tile, first, count, mod);
+    vec<A> weight_sum[NV] = {}, key_term[NV] = {};
+    if (mod.key_weight) {
+      for (int i = 0; i < NV; ++i) key_term[i] = load(mod.key_weight + first + i * L);
+    }
+    auto gradient = [&](int r, vec<A>* w_out, vec<A>* out) {
+      Ints<A> keep[NV] = {};
+      if (masked) mask.of_row(r, keep);
+      vec<A> row_sum{};
+      for (int i = 0; i < NV; ++i) {
+        const int64_t at = ((r - a) * NV + i) * L;
+        vec<A> x = load(s + at), g = load(dp + at), slope = splat(A{1});
+        if (mod.softcap > 0) {
+          x = soft_cap<A>(x, mod.softcap);
+          const vec<A> t = x / mod.softcap;
+          slope = 1 - t * t;
+        }
+        if (mod.key_weight) x += key_term[i];
+        if (masked) {
+          x = keep[i] ? x : splat(-kInfinity<A>);
+          g = keep[i] ? g : vec<A>{};
+          slope = keep[i] ? slope : vec<A>{};
+        }
+        const vec<A> weight = exp2v(x - lse2[r]);
+        const vec<A> dlogit = weight * (g * gate[r] - delta[r]);
+        weight_sum[i] += dlogit;
+        row_sum += weight * g;
+        w_out[i] = weight * gate[r];
+        out[i] = dlogit * slope;
+        store_as(ds_rows + r * ds_width + first + i * L, out[i]);
+      }
+      if (bp.dhead_gate) {
+        for (int k = 0; k < L; ++k) gate_sum[r] += row_sum[k];
+      }
+    };
+    for (int r = a; r < b; r += kPair<T>) {
+      vec<A> w[NV], d[NV], w_next[NV] = {}, d_next[NV] = {};
+      gradient(r, w, d);
+      if constexpr (kPairRows<T>) {
+        if (r + 1 < b) gradient(r + 1, w_next, d_next);
+        for (int i = 0; i < NV; ++i) {
+          const int64_t at = ((r - a) / 2 * NV + i) * L;
+          store(weights + at, make_pairs(w[i], w_next[i]));
+          store(ds + at, make_pairs(d[i], d_next[i]));
+        }
+      } else {
+        for (int i = 0; i < NV; ++i) store(weights + ((r - a) * NV + i) * L, w[i]);
+      }
+    }
+    if (!bp.dkey_log_weight) return;
+    for (int32_t i = 0; i < count; ++i) dw[tile->position[first + i] - k_begin] += weight_sum[i / L][i % L];
+  }
+
+  // Rows [from, to) of a panel's dS are zero.
+  void clear_ds(int32_t first, int64_t width, int from, int to) {
+    for (int r = from; r < to; ++r) std::memset(static_cast<void*>(ds_rows + r * ds_width + first), 0, width * sizeof(*ds_rows));
+  }
+
+  // Keys [first, first + count) of the tile against the rows that can see any of them; true if something was masked.
+  template <int NV>
+  bool panel(const Sequence& seq, int32_t first, int32_t count, const Placed<T>& qt, const Placed<T>& dt,
+             const Modifiers<A>& mod) {
+    const int32_t low = tile->position[first], high = tile->position[first + count - 1];
+    int a = 0, b = rows->rows;
+    while (a < b && (tile->any_exempt ? max_i32(rows->hi[a], rows->cap[a]) : rows->hi[a]) < low) ++a;
+    while (!tile->any_exempt && b > a && rows->lo[b - 1] > high) --b;
+    if (a >= b || (mod.segment && !segments_meet(*rows, a, b, segment, first, first + count))) {
+      clear_ds(first, NV * L, 0, rows->rows);
+      return false;
+    }
+    if (kPairRows<T>) a &= ~1;  // rows are paired from the tile's start
+    // Padding lanes must not touch the next keys' sums, so a short panel is masked too.
+    const bool masked = count < NV * L || needs_mask(*tile, first, first + count, panel_reach(*rows, a, b), mod.segment);
+    pack_keys(seq, first, count, NV * L);
+    const int n = b - a;
+    vec<A> unused[NV] = {};
+    dot_panel<T, NV>(qt.data + a * qt.ld, qt.ld, n, depth, k + first * depth, static_cast<A>(p.scale * kLog2e), s, unused);
+    dot_panel<T, NV>(dt.data + a * dt.ld, dt.ld, n, depth_v, v + first * depth_v, A{1}, dp, unused);
+    score_gradients<NV>(first, count, a, b, masked, mod);
+    clear_ds(first, NV * L, 0, a);
+    clear_ds(first, NV * L, b, rows->rows);
+    if (masked) {
+      q_columns->check();
+      dout_columns->check();
+    }
+    // One run of keys adds straight into the item's sums; scattered keys go through the tile's own.
+    const bool direct = tile->runs == 1;
+    A* to_k = direct ? dk + (low - k_begin) * columns : tile_dk + first * columns;
+    A* to_v = direct ? dv + (low - k_begin) * columns_v : tile_dv + first * columns_v;
+    dout_columns->accumulate(weights, NV * L, count, a, n, ones, to_v, columns_v);
+    if constexpr (kPairRows<T>) q_columns->accumulate(ds, NV * L, count, a, n, ones, to_k, columns);
+    else q_columns->accumulate(ds_rows + a * ds_width + first, ds_width, count, a, n, ones, to_k, columns);
+    return masked;
+  }
+
+  // `turn` is this item's place in the order in which the row tile's dQ is summed.
+  void row_tile(const Sequence& seq, DqTurn& turn) {
+    const int capacity = tile_keys(p.dim, p.dim_v);
+    const Run run{rows->group.q_begin, rows->rows};
+    bool placed = false;
+    Placed<T> qt{}, dt{};
+    std::memset(gate_sum, 0, kMaxRows * sizeof(A));
+    for_each_key_tile(p, rows->group, k_begin, k_end, capacity, *tile, [&](KeyTile& t) {
+      if (!placed) {
+        const TokenRows<In> q_tokens = row_tokens(p.q, seq, p.dim, run), d_tokens = row_tokens(bp.dout, seq, p.dim_v, run);
+        qt = place_rows<T, In>(q_tokens, q);
+        dt = place_rows<T, In>(d_tokens, dout);
+        q_columns->place(q_tokens, &qt);
+        dout_columns->place(d_tokens, &dt);
+        state.load_block(seq, *rows, lse2, delta, gate);
+        placed = true;
+      }
+      const Modifiers<A> mod = load_modifiers(p, seq, rows->group.head_kv, t, key_weight, segment);
+      const bool direct = t.runs == 1;
+      if (!direct || t.run[0].begin != packed_begin || t.n != packed_n) {
+        forget_keys();
+        k_columns->place({key_base(p.k, seq), p.k.token, p.dim, t.run, t.runs, t.n, t.position}, nullptr);
+        packed_run = t.run[0];
+        if (direct) k_columns->rows.run = &packed_run;
+      }
+      packed_begin = t.run[0].begin;
+      packed_n = direct ? t.n : 0;
+      if (!direct) {
+        std::memset(tile_dk, 0, (t.n + W) * columns * sizeof(A));
+        std::memset(tile_dv, 0, (t.n + W) * columns_v * sizeof(A));
+      }
+      bool masked = false;
+      for (int32_t first = 0; first < t.n; first += W) {
+        const int32_t count = min_i32(W, t.n - first);
+        if (count <= L) masked |= panel<1>(seq, first, count, qt, dt, mod);
+        else masked |= panel<2>(seq, first, count, qt, dt, mod);
+      }
+      if (!direct) scatter(t);
+      if (masked) k_columns->check();
+      turn.wait();
+      const int32_t head = static_cast<int32_t>(rows->group.head);
+      k_columns->add_to_rows(ds_rows, ds_width, rows->rows, dq.row(seq, head, rows->group.q_begin), dq.stride);
+    });
+    turn.wait();
+    if (bp.dhead_gate) {
+      float* to = bp.dhead_gate + state.row(seq.batch, rows->group.head, seq.q_token + rows->group.q_begin);
+      for (int32_t r = 0; r < rows->rows; ++r) to[r] += static_cast<float>(gate_sum[r]);
+    }
+  }
+
+  const In* key_base(const View4& x, const Sequence& seq) const {
+    return static_cast<const In*>(x.data) + seq.batch * x.batch + rows->group.head_kv * x.head + seq.k_token * x.token;
+  }
+
+  void scatter(const KeyTile& t) {
+    for (int32_t i = 0; i < t.n; ++i) {
+      A* to_k = dk + (t.position[i] - k_begin) * columns;
+      A* to_v = dv + (t.position[i] - k_begin) * columns_v;
+      for (int64_t x = 0; x < columns; x += L) store(to_k + x, load(to_k + x) + load(tile_dk + i * columns + x));
+      for (int64_t x = 0; x < columns_v; x += L) store(to_v + x, load(to_v + x) + load(tile_dv + i * columns_v + x));
+    }
+  }
+
+  void run(const Sequence& seq, int64_t which, int64_t head_kv, int64_t part) {
+    k_begin = static_cast<int32_t>(part * range);
+    k_end = k_begin + min_i32(range, seq.keys - k_begin);
+    packed_n = 0;
+    packed_begin = 0;
+    std::memset(dk, 0, (range + W) * columns * sizeof(A));
+    std::memset(dv, 0, (range + W) * columns_v * sizeof(A));
+    std::memset(dw, 0, (range + W) * sizeof(A));
+    for (int i = 0; i < W; ++i) ones[i] = 1;
+    const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, kMaxRows);
+    const int64_t tiles = row_tile_count(tiling, seq.queries), group = p.heads / p.heads_kv;
+    for (int64_t head = head_kv * group; head < (head_kv + 1) * group; ++head) {
+      for (int64_t t = 0; t < tiles; ++t) {
+        if (!open_rows(p, tiling, seq, head, 1, t, *rows)) continue;
+        int64_t first, last;
+        ranges_of_rows(p, rows->group, range, first, last);
+        if (part < first || part > last) continue;
+        DqTurn turn(dq, dq.tile(which, head, t), part - first);
+        row_tile(seq, turn);
+      }
+    }
+    auto at = [&](const View4& x, int32_t i) {
+      return static_cast<In*>(x.data) + seq.batch * x.batch + head_kv * x.head + (seq.k_token + k_begin + i) * x.token;
+    };
+    for (int32_t i = 0; i < k_end - k_begin; ++i) {
+      store_row(dk + i * columns, static_cast<A>(p.scale), at(bp.dk, i), p.dim);
+      store_row(dv + i * columns_v, A{1}, at(bp.dv, i), p.dim_v);
+      if (bp.dkey_log_weight) {
+        bp.dkey_log_weight[(seq.batch * p.heads_kv + head_kv) * p.tk + seq.k_token + k_begin + i] = static_cast<float>(dw[i]);
+      }
+    }
+  }
+};
+
 template <class In> inline void attend_backward_as(const AttendBackwardParams& b) {
+  const AttendParams& p = b.forward;
   const BackwardRows<In> state(b);
   state.compute();
   if (b.dsink_logits) state.sink_gradients();
-  query_gradients(b, state);
-  key_gradients(b, state);
+  DqSums<In> dq(b);
+  dq.clear();
+  const int32_t range = key_range(p);
+  auto ranges = [&](const Sequence& s) { return (static_cast<int64_t>(s.keys) + range - 1) / range; };
+  const ItemIndex items(p, [&](const Sequence& s) { return ranges(s) * p.heads_kv; });
+  Carve size{nullptr};
+  BackwardItem<In> probe(b, state, dq, size);
+  parallel_items(items.count, [&](int64_t index, int) {
+    dq.guard([&] {
+      Carve c{static_cast<char*>(thread_scratch(size.used))};
+      BackwardItem<In> item(b, state, dq, c);
+      int64_t which, part;
+      items.locate(index, which, part);
+      // Ranges ascend (a turn waits for lower ones only), heads alternate: neighbours in the queue seldom meet.
+      item.run(sequence(p, which), which, part % p.heads_kv, part / p.heads_kv);
+    });
+  });
+  dq.finish();
 }
 
 inline void attend_backward(const AttendBackwardParams& b) {

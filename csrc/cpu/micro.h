@@ -1,8 +1,9 @@
-// The two register-blocked products every attention pass is made of. One operand is always a "panel": a strip of
-// kPanel rows of a tile, stored so that the rows lie in SIMD lanes.
+// The register-blocked products every attention pass is made of. A "panel" is a strip of kPanel rows of a tile, stored
+// so that the rows lie in SIMD lanes.
 //
 //   dot_panel   S[n][lane] = c * sum_d A[n][d] * B[d][lane]     A row-major in memory, B a panel (Q or K transposed)
 //   acc_panel   O[lane][x] = O[lane][x] * alpha[lane] + sum_n P[n][lane] * B[n][x]     P a panel, B row-major
+//   add_rows    O[n][x] += sum_k A[n][k] * B[k][x]                                     both row-major (backward: dQ)
 //
 // So scores come out with query rows in lanes: softmax needs no horizontal step, and the probabilities already have
 // the layout the second product broadcasts from. K (in dot) and V (in acc) are read as they lie in memory.
@@ -37,22 +38,30 @@ template <class T> constexpr int kPanel = kPanelVecs * kLanes<T>;
 template <class T> ATTN_INLINE vec<Acc<T>> multiply_add(vec<T> a, vec<T> b, vec<Acc<T>> c) { return a * b + c; }
 template <> ATTN_INLINE f32v multiply_add<bf16x2>(u32v a, u32v b, f32v c) { return dot_pairs(c, a, b); }
 
+// acc[m][v] = sum_d a[m][d] * b[d][v], everything in registers.
 template <class T, int MR, int NV>
-ATTN_INLINE void dot_block(const T* __restrict a, int64_t lda, int64_t depth, const T* __restrict b, Acc<T> c,
-                           Acc<T>* __restrict s, vec<Acc<T>>* top) {
+ATTN_INLINE void product_block(const T* __restrict a, int64_t lda, int64_t depth, const T* __restrict b, int64_t ldb,
+                               vec<Acc<T>> (&acc)[MR][NV]) {
   constexpr int L = kLanes<T>;
-  vec<Acc<T>> acc[MR][NV];
   ATTN_UNROLL for (int m = 0; m < MR; ++m) {
     ATTN_UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = vec<Acc<T>>{};
   }
   for (int64_t d = 0; d < depth; ++d) {
     vec<T> bv[NV];
-    ATTN_UNROLL for (int v = 0; v < NV; ++v) bv[v] = load(b + (d * NV + v) * L);
+    ATTN_UNROLL for (int v = 0; v < NV; ++v) bv[v] = load(b + d * ldb + v * L);
     ATTN_UNROLL for (int m = 0; m < MR; ++m) {
       const vec<T> av = splat(a[m * lda + d]);
       ATTN_UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = multiply_add<T>(av, bv[v], acc[m][v]);
     }
   }
+}
+
+template <class T, int MR, int NV>
+ATTN_INLINE void dot_block(const T* a, int64_t lda, int64_t depth, const T* b, Acc<T> c, Acc<T>* __restrict s,
+                           vec<Acc<T>>* top) {
+  constexpr int L = kLanes<T>;
+  vec<Acc<T>> acc[MR][NV];
+  product_block<T, MR, NV>(a, lda, depth, b, NV * L, acc);
   ATTN_UNROLL for (int v = 0; v < NV; ++v) {
     vec<Acc<T>> t = top[v];
     ATTN_UNROLL for (int m = 0; m < MR; ++m) {
@@ -123,6 +132,35 @@ inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, co
     }
     v += wide;
   }
+}
+
+template <class T, int MR, int NV>
+ATTN_INLINE void add_block(const T* a, int64_t lda, int64_t depth, const T* b, int64_t ldb, Acc<T>* __restrict o,
+                           int64_t ldo) {
+  constexpr int L = kLanes<T>;
+  vec<Acc<T>> acc[MR][NV];
+  product_block<T, MR, NV>(a, lda, depth, b, ldb, acc);
+  ATTN_UNROLL for (int m = 0; m < MR; ++m) {
+    ATTN_UNROLL for (int v = 0; v < NV; ++v) store(o + m * ldo + v * L, load(o + m * ldo + v * L) + acc[m][v]);
+  }
+}
+
+template <class T, int NV>
+inline void add_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, Acc<T>* o, int64_t ldo) {
+  int64_t n = 0;
+  for (; n + kDotRows <= rows; n += kDotRows) add_block<T, kDotRows, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
+  for (; n + 2 <= rows; n += 2) add_block<T, 2, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
+  if (n < rows) add_block<T, 1, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
+}
+
+// O [rows][columns] += A B. `columns` is a multiple of the vector length; lda, depth and ldb count T.
+template <class T>
+inline void add_rows(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
+                     Acc<T>* o, int64_t ldo) {
+  constexpr int L = kLanes<T>;
+  int64_t x = 0;
+  for (; x + 2 * L <= columns; x += 2 * L) add_strip<T, 2>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
+  if (x < columns) add_strip<T, 1>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
 }
 
 ATTN_NAMESPACE_END

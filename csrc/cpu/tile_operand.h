@@ -6,6 +6,11 @@
 
 ATTN_NAMESPACE_BEGIN
 
+// An element of a weight matrix whose contracted dimension is contiguous (pairs lie side by side by themselves).
+template <class T> struct DsElementOf { using type = T; };
+template <> struct DsElementOf<bf16x2> { using type = bf16; };
+template <class T> using DsElement = typename DsElementOf<T>::type;
+
 struct Run {
   int32_t begin, count;  // consecutive tokens
 };
@@ -119,6 +124,18 @@ template <class T, class In> struct ColumnOperand {
       const In* row = rows.row(bad[i]);
       for (int64_t r = 0; r < lanes; ++r) {
         const Acc<T> w = weight_at(weights, width, j, r);
+        for (int64_t x = 0; w != 0 && x < rows.dim; ++x) o[r * ldo + x] += w * to_float(row[x]);
+      }
+    }
+  }
+
+  // o[r] += sum over all n rows of this operand of weights[r][i] * row i: the weights are row-major, `ld` wide.
+  void add_to_rows(const DsElement<T>* weights, int64_t ld, int64_t count, Acc<T>* o, int64_t ldo) const {
+    add_rows<T>(reinterpret_cast<const T*>(weights), ld / kPair<T>, count, depth_of<T>(rows.n), at.data, at.ld, columns(), o, ldo);
+    for (int i = 0; i < bad_count; ++i) {
+      const In* row = rows.row(bad[i]);
+      for (int64_t r = 0; r < count; ++r) {
+        const Acc<T> w = to_float(weights[r * ld + bad[i]]);
         for (int64_t x = 0; w != 0 && x < rows.dim; ++x) o[r * ldo + x] += w * to_float(row[x]);
       }
     }
