@@ -17,7 +17,7 @@ def feature_map(x: Tensor, kind: str) -> Tensor:
     if kind == "taylor2":
         d = x.shape[-1]
         first, second = torch.triu_indices(d, d)
-        pairs = x[..., first] * x[..., second] * torch.where(first == second, 0.5**0.5, 1.0).to(x) / d**0.5
+        pairs = x[..., first] * x[..., second] * (1 - 0.5 * (first == second).to(x)).sqrt() / d**0.5
         return torch.cat([torch.ones_like(x[..., :1]), x / d**0.25, pairs], -1)
     return {"relu": torch.relu, "exp": torch.exp, "identity": torch.clone, "sigmoid": torch.sigmoid}[kind](x)
 
@@ -38,8 +38,8 @@ def linear_attention(
 ) -> Tensor | tuple[Tensor, State]:
     """Oracle of :func:`attn.linear_attention`.
 
-    ``A[i, j] = phi(q_i) . phi(k_j)`` for the keys that row i sees; ``out = A v / (A 1 + eps)``. An initial state stands for
-    keys before the first: it adds ``phi(q) S`` above and ``phi(q) . z`` below.
+    ``A[i, j] = phi(q_i) . phi(k_j)`` for the keys that row i sees; ``out = A v / (A 1 + eps)``. An initial
+    state stands for keys before the first: it adds ``phi(q) S`` above and ``phi(q) . z`` below.
     """
     q, k, v = (x.to(torch.float64) for x in (q, k, v))
     batch, heads, q_len, dim = q.shape
