@@ -1,5 +1,6 @@
-"""The linear-time mechanisms as their released PyTorch code computes them: same operations, same intermediate tensors, our
-words. They are the plain implementations that the tolerance rule compares with, and the peers of benchmarks/scan.py.
+"""The linear-time mechanisms as their released PyTorch code computes them: same operations, same intermediate
+tensors, our words. They are the plain implementations that the tolerance rule compares with, and the peers of
+benchmarks/scan.py.
 
 All take ``[B, H, T, D]`` and work in the dtype of their arguments.
 """
@@ -55,12 +56,12 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6) -> Tens
 
 
 def linear_attention_causal(q: Tensor, k: Tensor, v: Tensor, eps: float = 1e-6, chunk: int = 64) -> Tensor:
-    """The usual chunked PyTorch form (T a multiple of the chunk): masked products inside chunks, a cumulative sum of chunk
-    states between them.
+    """The usual chunked PyTorch form (T a multiple of the chunk): masked products inside chunks, a cumulative
+    sum of chunk states between them.
     """
     q, k = torch.nn.functional.elu(q) + 1, torch.nn.functional.elu(k) + 1
     z = 1 / (torch.einsum("nhld,nhld->nhl", q, k.cumsum(dim=2)) + eps)
-    b, h, t, d = q.shape
+    b, h, t, _ = q.shape
     chunk = min(chunk, t)
     q, k, v = (x.reshape(b, h, t // chunk, chunk, -1) for x in (q, k, v))
     state = k.transpose(-2, -1) @ v
