@@ -1,6 +1,6 @@
-// Backward pass. An item owns a range of keys of one kv head: it visits every row tile that looks at them, sums their dK
-// and dV (and the gradient of their weights) on its own, and adds its share of dQ to the rows in turn (dq_sums.h). Scores
-// and dP are computed once: five products. Keys lie in lanes; query rows run along the strip.
+// Backward pass. An item owns a range of keys of one kv head: it visits every row tile that looks at them, sums their
+// dK and dV (and the gradient of their weights) on its own, and adds its share of dQ to the rows in turn (dq_sums.h).
+// Scores and dP are computed once: five products. Keys lie in lanes; query rows run along the strip.
 #pragma once
 
 #include "cpu/dq_sums.h"
@@ -29,8 +29,9 @@ template <class In> struct BackwardItem {
   DqSums<In>& dq;
   const int64_t depth, depth_v, columns, columns_v;
   const int32_t range;
-  int32_t k_begin = 0, k_end = 0;    // the item's keys
-  int32_t packed_begin, packed_n;    // run of keys that lies in k, v and k_columns; n = 0: none
+  const bool want_queries, want_keys;  // dQ; dK and dV
+  int32_t k_begin = 0, k_end = 0;      // the item's keys
+  int32_t packed_begin, packed_n;      // run of keys that lies in k, v and k_columns; n = 0: none
   Run packed_run;
   bool panel_packed[kTileKeys / L + 1];
   RowBlock* rows;
@@ -43,8 +44,9 @@ template <class In> struct BackwardItem {
   int32_t* segment;
 
   BackwardItem(const AttendBackwardParams& params, const BackwardRows<In>& rows_state, DqSums<In>& dq_sums, Carve& c)
-      : bp(params), p(params.forward), state(rows_state), dq(dq_sums), depth(depth_of<T>(p.dim)), depth_v(depth_of<T>(p.dim_v)),
-        columns(round_up_lanes<T>(p.dim)), columns_v(round_up_lanes<T>(p.dim_v)), range(key_range(params.forward)) {
+      : bp(params), p(params.forward), state(rows_state), dq(dq_sums), depth(depth_of<T>(p.dim)),
+        depth_v(depth_of<T>(p.dim_v)), columns(round_up_lanes<T>(p.dim)), columns_v(round_up_lanes<T>(p.dim_v)),
+        range(key_range(params.forward)), want_queries(params.dq.data), want_keys(params.dk.data) {
     const int n = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
     tile = c.take<KeyTile>(1);
@@ -84,7 +86,8 @@ template <class In> struct BackwardItem {
   }
 
   TokenRows<In> row_tokens(const View4& x, const Sequence& seq, int64_t dim, const Run& run) const {
-    const In* base = static_cast<const In*>(x.data) + seq.batch * x.batch + rows->group.head * x.head + seq.q_token * x.token;
+    const In* base =
+        static_cast<const In*>(x.data) + seq.batch * x.batch + rows->group.head * x.head + seq.q_token * x.token;
     return {base, x.token, dim, &run, 1, run.count, nullptr};
   }
 
@@ -99,7 +102,8 @@ template <class In> struct BackwardItem {
     if (panel_packed[which]) return;
     panel_packed[which] = true;
     pack_panel<T, In>([&](int64_t r) { return key_row(p.k, seq, first + r); }, count, p.dim, k + first * depth, width);
-    pack_panel<T, In>([&](int64_t r) { return key_row(p.v, seq, first + r); }, count, p.dim_v, v + first * depth_v, width);
+    pack_panel<T, In>([&](int64_t r) { return key_row(p.v, seq, first + r); }, count, p.dim_v, v + first * depth_v,
+                      width);
   }
 
   void forget_keys() { std::memset(panel_packed, 0, sizeof panel_packed); }
@@ -162,7 +166,8 @@ template <class In> struct BackwardItem {
 
   // Rows [from, to) of a panel's dS are zero.
   void clear_ds(int32_t first, int64_t width, int from, int to) {
-    for (int r = from; r < to; ++r) std::memset(static_cast<void*>(ds_rows + r * ds_width + first), 0, width * sizeof(*ds_rows));
+    for (int r = from; r < to; ++r)
+      std::memset(static_cast<void*>(ds_rows + r * ds_width + first), 0, width * sizeof(*ds_rows));
   }
 
   // Keys [first, first + count) of the tile against the rows that can see any of them; true if something was masked.
@@ -179,11 +184,13 @@ template <class In> struct BackwardItem {
     }
     if (kPairRows<T>) a &= ~1;  // rows are paired from the tile's start
     // Padding lanes must not touch the next keys' sums, so a short panel is masked too.
-    const bool masked = count < NV * L || needs_mask(*tile, first, first + count, panel_reach(*rows, a, b), mod.segment);
+    const bool masked =
+        count < NV * L || needs_mask(*tile, first, first + count, panel_reach(*rows, a, b), mod.segment);
     pack_keys(seq, first, count, NV * L);
     const int n = b - a;
     vec<A> unused[NV] = {};
-    dot_panel<T, NV>(qt.data + a * qt.ld, qt.ld, n, depth, k + first * depth, static_cast<A>(p.scale * kLog2e), s, unused);
+    dot_panel<T, NV>(qt.data + a * qt.ld, qt.ld, n, depth, k + first * depth, static_cast<A>(p.scale * kLog2e), s,
+                     unused);
     dot_panel<T, NV>(dt.data + a * dt.ld, dt.ld, n, depth_v, v + first * depth_v, A{1}, dp, unused);
     score_gradients<NV>(first, count, a, b, masked, mod);
     clear_ds(first, NV * L, 0, a);
@@ -192,6 +199,7 @@ template <class In> struct BackwardItem {
       q_columns->check();
       dout_columns->check();
     }
+    if (!want_keys) return masked;
     // One run of keys adds straight into the item's sums; scattered keys go through the tile's own.
     const bool direct = tile->runs == 1;
     A* to_k = direct ? dk + (low - k_begin) * columns : tile_dk + first * columns;
@@ -211,7 +219,8 @@ template <class In> struct BackwardItem {
     std::memset(gate_sum, 0, kMaxRows * sizeof(A));
     for_each_key_tile(p, rows->group, k_begin, k_end, capacity, *tile, [&](KeyTile& t) {
       if (!placed) {
-        const TokenRows<In> q_tokens = row_tokens(p.q, seq, p.dim, run), d_tokens = row_tokens(bp.dout, seq, p.dim_v, run);
+        const TokenRows<In> q_tokens = row_tokens(p.q, seq, p.dim, run),
+                            d_tokens = row_tokens(bp.dout, seq, p.dim_v, run);
         qt = place_rows<T, In>(q_tokens, q);
         dt = place_rows<T, In>(d_tokens, dout);
         q_columns->place(q_tokens, &qt);
@@ -239,12 +248,14 @@ template <class In> struct BackwardItem {
         if (count <= L) masked |= panel<1>(seq, first, count, qt, dt, mod);
         else masked |= panel<2>(seq, first, count, qt, dt, mod);
       }
-      if (!direct) scatter(t);
+      if (!direct && want_keys) scatter(t);
       if (masked) k_columns->check();
+      if (!want_queries) return;
       turn.wait();
       const int32_t head = static_cast<int32_t>(rows->group.head);
       k_columns->add_to_rows(ds_rows, ds_width, rows->rows, dq.row(seq, head, rows->group.q_begin), dq.stride);
     });
+    if (!want_queries) return;
     turn.wait();
     if (bp.dhead_gate) {
       float* to = bp.dhead_gate + state.row(seq.batch, rows->group.head, seq.q_token + rows->group.q_begin);
@@ -282,10 +293,11 @@ template <class In> struct BackwardItem {
         int64_t first, last;
         ranges_of_rows(p, rows->group, range, first, last);
         if (part < first || part > last) continue;
-        DqTurn turn(dq, dq.tile(which, head, t), part - first);
+        DqTurn turn(dq, want_queries ? dq.tile(which, head, t) : nullptr, part - first);
         row_tile(seq, turn);
       }
     }
+    if (!want_keys) return;
     auto at = [&](const View4& x, int32_t i) {
       return static_cast<In*>(x.data) + seq.batch * x.batch + head_kv * x.head + (seq.k_token + k_begin + i) * x.token;
     };
@@ -293,7 +305,8 @@ template <class In> struct BackwardItem {
       store_row(dk + i * columns, static_cast<A>(p.scale), at(bp.dk, i), p.dim);
       store_row(dv + i * columns_v, A{1}, at(bp.dv, i), p.dim_v);
       if (bp.dkey_log_weight) {
-        bp.dkey_log_weight[(seq.batch * p.heads_kv + head_kv) * p.tk + seq.k_token + k_begin + i] = static_cast<float>(dw[i]);
+        bp.dkey_log_weight[(seq.batch * p.heads_kv + head_kv) * p.tk + seq.k_token + k_begin + i] =
+            static_cast<float>(dw[i]);
       }
     }
   }
@@ -304,6 +317,7 @@ template <class In> inline void attend_backward_as(const AttendBackwardParams& b
   const BackwardRows<In> state(b);
   state.compute();
   if (b.dsink_logits) state.sink_gradients();
+  if (!b.dq.data && !b.dk.data) return;
   DqSums<In> dq(b);
   dq.clear();
   const int32_t range = key_range(p);

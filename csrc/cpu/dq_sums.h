@@ -26,17 +26,18 @@ template <class In> struct DqSums {
   const AttendBackwardParams& b;
   const AttendParams& p;
   const int64_t columns;
-  const bool in_place;   // dq itself holds the sums
-  int64_t stride;        // from a row to the next
-  A* sums = nullptr;     // [B, H, Tq, columns] otherwise
-  int64_t tiles;         // row tiles of a sequence at most
-  std::atomic<int32_t>* turns;  // [sequences, H, tiles]: contributions a row tile has received
+  const bool in_place;                    // dq itself holds the sums
+  int64_t stride;                         // from a row to the next
+  A* sums = nullptr;                      // [B, H, Tq, columns] otherwise
+  int64_t tiles = 0;                      // row tiles of a sequence at most
+  std::atomic<int32_t>* turns = nullptr;  // [sequences, H, tiles]: contributions a row tile has received
   std::atomic<bool> failed{false};
 
   explicit DqSums(const AttendBackwardParams& params)
       : b(params), p(params.forward), columns(round_up_lanes<Operand<In>>(p.dim)),
         in_place(std::is_same<In, A>::value && p.dim == columns) {
     stride = in_place ? b.dq.token : columns;
+    if (!b.dq.data) return;  // not wanted
     if (!in_place) sums = new A[static_cast<uint64_t>(p.batch * p.heads * p.tq * columns)];
     // A sequence that starts inside a block has one more tile than its length tells.
     const RowTiling tiling = row_tiling(p, 0, 0, kMaxRows);
@@ -52,7 +53,9 @@ template <class In> struct DqSums {
   DqSums(const DqSums&) = delete;
   DqSums& operator=(const DqSums&) = delete;
 
-  std::atomic<int32_t>& tile(int64_t which, int64_t head, int64_t t) { return turns[(which * p.heads + head) * tiles + t]; }
+  std::atomic<int32_t>* tile(int64_t which, int64_t head, int64_t t) {
+    return turns + (which * p.heads + head) * tiles + t;
+  }
 
   A* row(const Sequence& seq, int64_t head, int64_t query) const {
     const int64_t token = seq.q_token + query;
@@ -71,11 +74,14 @@ template <class In> struct DqSums {
   }
 
   void clear() const {
-    for_each_row([this](const Sequence& s, int64_t head, int64_t t) { std::memset(row(s, head, t), 0, columns * sizeof(A)); });
+    if (!b.dq.data) return;
+    for_each_row(
+        [this](const Sequence& s, int64_t head, int64_t t) { std::memset(row(s, head, t), 0, columns * sizeof(A)); });
   }
 
   // Scales the sums and rounds them into dq.
   void finish() const {
+    if (!b.dq.data) return;
     for_each_row([this](const Sequence& s, int64_t head, int64_t t) {
       In* to = static_cast<In*>(b.dq.data) + s.batch * b.dq.batch + head * b.dq.head + t * b.dq.token;
       store_row(row(s, head, t), static_cast<A>(p.scale), to, p.dim);
@@ -93,27 +99,30 @@ template <class In> struct DqSums {
   }
 };
 
-// An item's turn at a row tile: wait before adding; the destructor passes the turn on.
+// An item's turn at a row tile: wait before adding; the destructor passes the turn on. Without a counter there is
+// nothing to add to.
 struct DqTurn {
-  std::atomic<int32_t>& counter;
+  std::atomic<int32_t>* counter;
   const std::atomic<bool>& failed;
   const int32_t mine;
   bool mine_now = false;
 
-  template <class Sums> DqTurn(Sums& sums, std::atomic<int32_t>& tile, int64_t turn)
+  template <class Sums> DqTurn(Sums& sums, std::atomic<int32_t>* tile, int64_t turn)
       : counter(tile), failed(sums.failed), mine(static_cast<int32_t>(turn)) {}
 
   void wait() {
     if (mine_now) return;
-    for (int spins = 0; counter.load(std::memory_order_acquire) != mine && !failed.load(std::memory_order_relaxed); ++spins) {
+    for (int spins = 0; counter->load(std::memory_order_acquire) != mine && !failed.load(std::memory_order_relaxed);
+         ++spins) {
       if (spins >= 64) std::this_thread::yield();  // about a microsecond: the other item is inside its products
     }
     mine_now = true;
   }
 
   ~DqTurn() {
+    if (!counter) return;
     wait();
-    counter.store(mine + 1, std::memory_order_release);
+    counter->store(mine + 1, std::memory_order_release);
   }
 };
 

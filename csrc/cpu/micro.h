@@ -43,15 +43,20 @@ template <class T, int MR, int NV>
 ATTN_INLINE void product_block(const T* __restrict a, int64_t lda, int64_t depth, const T* __restrict b, int64_t ldb,
                                vec<Acc<T>> (&acc)[MR][NV]) {
   constexpr int L = kLanes<T>;
-  ATTN_UNROLL for (int m = 0; m < MR; ++m) {
-    ATTN_UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = vec<Acc<T>>{};
+  ATTN_UNROLL
+  for (int m = 0; m < MR; ++m) {
+    ATTN_UNROLL
+    for (int v = 0; v < NV; ++v) acc[m][v] = vec<Acc<T>>{};
   }
   for (int64_t d = 0; d < depth; ++d) {
     vec<T> bv[NV];
-    ATTN_UNROLL for (int v = 0; v < NV; ++v) bv[v] = load(b + d * ldb + v * L);
-    ATTN_UNROLL for (int m = 0; m < MR; ++m) {
+    ATTN_UNROLL
+    for (int v = 0; v < NV; ++v) bv[v] = load(b + d * ldb + v * L);
+    ATTN_UNROLL
+    for (int m = 0; m < MR; ++m) {
       const vec<T> av = splat(a[m * lda + d]);
-      ATTN_UNROLL for (int v = 0; v < NV; ++v) acc[m][v] = multiply_add<T>(av, bv[v], acc[m][v]);
+      ATTN_UNROLL
+      for (int v = 0; v < NV; ++v) acc[m][v] = multiply_add<T>(av, bv[v], acc[m][v]);
     }
   }
 }
@@ -62,9 +67,11 @@ ATTN_INLINE void dot_block(const T* a, int64_t lda, int64_t depth, const T* b, A
   constexpr int L = kLanes<T>;
   vec<Acc<T>> acc[MR][NV];
   product_block<T, MR, NV>(a, lda, depth, b, NV * L, acc);
-  ATTN_UNROLL for (int v = 0; v < NV; ++v) {
+  ATTN_UNROLL
+  for (int v = 0; v < NV; ++v) {
     vec<Acc<T>> t = top[v];
-    ATTN_UNROLL for (int m = 0; m < MR; ++m) {
+    ATTN_UNROLL
+    for (int m = 0; m < MR; ++m) {
       const vec<Acc<T>> x = acc[m][v] * c;
       store(s + (m * NV + v) * L, x);
       t = vmax(x, t);
@@ -93,20 +100,27 @@ ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, 
                            const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo) {
   constexpr int L = kLanes<T>, R = kAccRows;
   vec<Acc<T>> acc[R][V];
-  ATTN_UNROLL for (int r = 0; r < R; ++r) {
-    ATTN_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = vec<Acc<T>>{};
+  ATTN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    ATTN_UNROLL
+    for (int v = 0; v < V; ++v) acc[r][v] = vec<Acc<T>>{};
   }
   for (int64_t n = 0; n < depth; ++n) {
     vec<T> bv[V];
-    ATTN_UNROLL for (int v = 0; v < V; ++v) bv[v] = load(b + n * ldb + v * L);
-    ATTN_UNROLL for (int r = 0; r < R; ++r) {
+    ATTN_UNROLL
+    for (int v = 0; v < V; ++v) bv[v] = load(b + n * ldb + v * L);
+    ATTN_UNROLL
+    for (int r = 0; r < R; ++r) {
       const vec<T> pv = splat(p[n * width + r]);
-      ATTN_UNROLL for (int v = 0; v < V; ++v) acc[r][v] = multiply_add<T>(pv, bv[v], acc[r][v]);
+      ATTN_UNROLL
+      for (int v = 0; v < V; ++v) acc[r][v] = multiply_add<T>(pv, bv[v], acc[r][v]);
     }
   }
   // The tile is summed on its own and then added: the running sum sees one rounding a tile, not one a key.
-  ATTN_UNROLL for (int r = 0; r < R; ++r) {
-    ATTN_UNROLL for (int v = 0; v < V; ++v) {
+  ATTN_UNROLL
+  for (int r = 0; r < R; ++r) {
+    ATTN_UNROLL
+    for (int v = 0; v < V; ++v) {
       Acc<T>* at = o + r * ldo + v * L;
       store(at, load(at) * alpha[r] + acc[r][v]);
     }
@@ -140,15 +154,19 @@ ATTN_INLINE void add_block(const T* a, int64_t lda, int64_t depth, const T* b, i
   constexpr int L = kLanes<T>;
   vec<Acc<T>> acc[MR][NV];
   product_block<T, MR, NV>(a, lda, depth, b, ldb, acc);
-  ATTN_UNROLL for (int m = 0; m < MR; ++m) {
-    ATTN_UNROLL for (int v = 0; v < NV; ++v) store(o + m * ldo + v * L, load(o + m * ldo + v * L) + acc[m][v]);
+  ATTN_UNROLL
+  for (int m = 0; m < MR; ++m) {
+    ATTN_UNROLL
+    for (int v = 0; v < NV; ++v) store(o + m * ldo + v * L, load(o + m * ldo + v * L) + acc[m][v]);
   }
 }
 
 template <class T, int NV>
-inline void add_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, Acc<T>* o, int64_t ldo) {
+inline void add_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, Acc<T>* o,
+                      int64_t ldo) {
   int64_t n = 0;
-  for (; n + kDotRows <= rows; n += kDotRows) add_block<T, kDotRows, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
+  for (; n + kDotRows <= rows; n += kDotRows)
+    add_block<T, kDotRows, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
   for (; n + 2 <= rows; n += 2) add_block<T, 2, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
   if (n < rows) add_block<T, 1, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
 }

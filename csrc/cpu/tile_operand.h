@@ -71,7 +71,9 @@ ATTN_INLINE float weight_at(const bf16x2* p, int64_t width, int64_t n, int64_t l
   const uint32_t u = p[n / 2 * width + lane].bits;
   return bit_cast<float>(n % 2 ? u & 0xffff0000u : u << 16);
 }
-template <class A> ATTN_INLINE A weight_at(const A* p, int64_t width, int64_t n, int64_t lane) { return p[n * width + lane]; }
+template <class A> ATTN_INLINE A weight_at(const A* p, int64_t width, int64_t n, int64_t lane) {
+  return p[n * width + lane];
+}
 
 template <class T> inline void clear_row(T* columns, int64_t ld, int64_t row) {
   for (int64_t x = 0; x < ld; ++x) columns[row * ld + x] = T{0};
@@ -106,7 +108,8 @@ template <class T, class In> struct ColumnOperand {
     }
     if (bad_count == 0) return;
     if (at.data != scratch) {
-      for (int64_t i = 0; i < rows.n; ++i) std::memcpy(static_cast<void*>(scratch + i * columns()), at.data + i * at.ld, columns() * sizeof(T));
+      for (int64_t i = 0; i < rows.n; ++i)
+        std::memcpy(static_cast<void*>(scratch + i * columns()), at.data + i * at.ld, columns() * sizeof(T));
       at = {scratch, columns()};
     }
     for (int i = 0; i < bad_count; ++i) clear_row(scratch, at.ld, bad[i]);
@@ -117,7 +120,8 @@ template <class T, class In> struct ColumnOperand {
   // o[lane] = o[lane] * alpha[lane] + sum over rows [first, first + n) of weight * row. `first` is even for pairs.
   void accumulate(const T* weights, int64_t width, int64_t lanes, int64_t first, int64_t n, const Acc<T>* alpha,
                   Acc<T>* o, int64_t ldo) const {
-    acc_panel<T>(weights, width, lanes, depth_of<T>(n), at.data + first / kPair<T> * at.ld, at.ld, columns(), alpha, o, ldo);
+    acc_panel<T>(weights, width, lanes, depth_of<T>(n), at.data + first / kPair<T> * at.ld, at.ld, columns(), alpha, o,
+                 ldo);
     for (int i = 0; i < bad_count; ++i) {
       const int64_t j = bad[i] - first;
       if (j < 0 || j >= n) continue;
@@ -131,7 +135,8 @@ template <class T, class In> struct ColumnOperand {
 
   // o[r] += sum over all n rows of this operand of weights[r][i] * row i: the weights are row-major, `ld` wide.
   void add_to_rows(const DsElement<T>* weights, int64_t ld, int64_t count, Acc<T>* o, int64_t ldo) const {
-    add_rows<T>(reinterpret_cast<const T*>(weights), ld / kPair<T>, count, depth_of<T>(rows.n), at.data, at.ld, columns(), o, ldo);
+    add_rows<T>(reinterpret_cast<const T*>(weights), ld / kPair<T>, count, depth_of<T>(rows.n), at.data, at.ld,
+                columns(), o, ldo);
     for (int i = 0; i < bad_count; ++i) {
       const In* row = rows.row(bad[i]);
       for (int64_t r = 0; r < count; ++r) {
