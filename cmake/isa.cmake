@@ -3,8 +3,12 @@
 # width of its vectors, BF16_DOT says that it multiplies bf16 pairs (csrc/cpu/simd.h).
 # ATTN_ISA names the inline namespace around that code, so that no function is shared between sets; the C++ test
 # isa_symbols checks that none escapes. -march=native is never used: a wheel must run on another machine.
+set(ATTN_CPU_ISAS "" CACHE STRING "Build these instruction sets only, e.g. avx2; empty: all (a wheel needs all)")
 set(ATTN_ISAS "")
 function(attn_add_isa name)
+  if(ATTN_CPU_ISAS AND NOT name IN_LIST ATTN_CPU_ISAS)
+    return()
+  endif()
   cmake_parse_arguments(arg "BF16_DOT" "VBYTES" "FLAGS;SOURCES" ${ARGN})
   add_library(attn_isa_${name} OBJECT ${arg_SOURCES})
   target_link_libraries(attn_isa_${name} PRIVATE attn_flags)

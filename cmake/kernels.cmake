@@ -2,11 +2,14 @@
 
 # Compiled once per instruction set.
 set(ATTN_ISA_SOURCES
-  csrc/cpu/kernels.cpp)
+  csrc/cpu/kernels.cpp
+  csrc/cpu/kernels_attend.cpp
+  csrc/cpu/kernels_attend_backward.cpp)
 # Compiled once.
 set(ATTN_COMMON_SOURCES
   csrc/cpu/dispatch.cpp
-  csrc/cpu/parallel.cpp)
+  csrc/cpu/parallel.cpp
+  csrc/cpu/scratch.cpp)
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set(avx2 -march=x86-64-v2 -mavx2 -mfma -mf16c -mbmi -mbmi2 -mlzcnt)

@@ -2,6 +2,9 @@
 
 # One line per op file; csrc/ops/register.cpp holds the schemas.
 set(ATTN_OPS_SOURCES
+  csrc/ops/attend.cpp
+  csrc/ops/attend_args.cpp
+  csrc/ops/attend_run.cpp
   csrc/ops/merge.cpp
   csrc/ops/parallel.cpp
   csrc/ops/register.cpp)

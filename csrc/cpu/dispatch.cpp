@@ -1,6 +1,7 @@
 // Entry points of the CPU backend: each forwards to the table row of the instruction set in use.
 #include <stdexcept>
 
+#include "attn/cpu.h"
 #include "cpu/isa.h"
 #include "cpu/kernels.h"
 
@@ -33,6 +34,9 @@ const Kernels& kernels() {
 }
 
 namespace cpu {
+
+void attend_forward(const AttendParams& params) { kernels().attend_forward(params); }
+void attend_backward(const AttendBackwardParams& params) { kernels().attend_backward(params); }
 
 void merge_states(const MergeStatesParams& params) { kernels().merge_states(params); }
 void merge_states_backward(const MergeStatesBackwardParams& params) { kernels().merge_states_backward(params); }

@@ -7,6 +7,8 @@ ATTN_NAMESPACE_BEGIN
 
 extern const Kernels kernel_table;
 const Kernels kernel_table = {
+    .attend_forward = run_attend_forward,
+    .attend_backward = run_attend_backward,
     .merge_states = merge_states,
     .merge_states_backward = merge_states_backward,
 };

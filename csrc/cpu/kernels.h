@@ -3,10 +3,13 @@
 #pragma once
 
 #include "attn/merge.h"
+#include "attn/params.h"
 
 namespace attn {
 
 struct Kernels {
+  void (*attend_forward)(const AttendParams&);
+  void (*attend_backward)(const AttendBackwardParams&);
   void (*merge_states)(const MergeStatesParams&);
   void (*merge_states_backward)(const MergeStatesBackwardParams&);
 };
@@ -15,3 +18,11 @@ struct Kernels {
 const Kernels& kernels();
 
 }  // namespace attn
+
+ATTN_NAMESPACE_BEGIN
+
+// Entries of the table that have a translation unit of their own, kernels_<family>.cpp.
+void run_attend_forward(const AttendParams& params);
+void run_attend_backward(const AttendBackwardParams& params);
+
+ATTN_NAMESPACE_END

@@ -10,7 +10,7 @@ namespace attn {
 // i + (keys - queries): bottom-right alignment.
 struct TokenRule {
   bool causal;
-  int64_t left;   // keys kept before the row's position; -1 = all
+  int64_t left;   // keys kept before the row's position; -1 = all, kEmptyWindow = only exempt keys are seen
   int64_t right;  // keys kept after it; -1 = all
   int64_t sink;   // the first `sink` keys are exempt from the window
 };
@@ -22,6 +22,8 @@ struct RowWindow {
 
 // No position reaches this value; it stands for "no bound".
 constexpr int32_t kUnbounded = INT32_MAX;
+
+constexpr int64_t kEmptyWindow = -2;
 
 }  // namespace attn
 
@@ -36,7 +38,7 @@ ATTN_HD RowWindow row_window(const TokenRule& rule, int64_t position) {
   w.cap = rule.causal ? clamp_position(position) : kUnbounded;
   const int32_t right = rule.right < 0 ? kUnbounded : clamp_position(position + rule.right);
   w.hi = right < w.cap ? right : w.cap;
-  w.lo = rule.left < 0 ? -kUnbounded : clamp_position(position - rule.left);
+  w.lo = rule.left == kEmptyWindow ? kUnbounded : rule.left < 0 ? -kUnbounded : clamp_position(position - rule.left);
   return w;
 }
 

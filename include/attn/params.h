@@ -48,6 +48,13 @@ struct SelectionView {
   int64_t heads;  // Hm: H, Hkv or 1
 };
 
+// Paged caches: k and v are [P, Hkv, page, D] (their batch stride steps over pages), and key position t of sequence b
+// lies in page table[b * pages + t / page] at row t % page.
+struct PageTable {
+  const int32_t* table;  // null: not paged
+  int64_t pages, page;
+};
+
 struct AttendParams {
   DType dtype;
   int64_t batch, heads, heads_kv, tq, tk, dim, dim_v;
@@ -56,6 +63,8 @@ struct AttendParams {
   const int32_t* cu_q;  // null, or [sequences + 1]: packed sequences, batch == 1
   const int32_t* cu_k;
   int64_t sequences;
+  const int32_t* key_lengths;  // null, or [B]: keys of each batch entry (decoding); tk is then the longest allowed
+  PageTable paging;
   double scale, softcap;  // softcap 0 = off
   TokenRule rule;
   bool rows_at_end;  // every row stands at the last key (HiP without causal)
@@ -74,7 +83,8 @@ struct AttendBackwardParams {
   AttendParams forward;  // q, k, v, out, lse as the forward saved them
   View4 dout;
   const void* dlse;  // null or [B, H, Tq] contiguous, type of lse
-  View4 dq, dk, dv;  // contiguous outputs in the inputs' type
+  View4 dq;      // in the inputs' type; null: neither it nor dhead_gate is wanted
+  View4 dk, dv;  // both or neither; null: nor is dkey_log_weight wanted
   float* dkey_log_weight;  // null or [B, Hkv, Tk] contiguous
   float* dsink_logits;     // null or [H]
   float* dhead_gate;       // null or [B, H, Tq] contiguous
