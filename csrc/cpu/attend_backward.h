@@ -88,7 +88,7 @@ template <class In> struct BackwardItem {
   TokenRows<In> row_tokens(const View4& x, const Sequence& seq, int64_t dim, const Run& run) const {
     const In* base =
         static_cast<const In*>(x.data) + seq.batch * x.batch + rows->group.head * x.head + seq.q_token * x.token;
-    return {base, x.token, dim, &run, 1, run.count, nullptr};
+    return {base, 0, x.token, dim, &run, 1, run.count, nullptr, nullptr};
   }
 
   const In* key_row(const View4& x, const Sequence& seq, int64_t lane) const {
@@ -213,7 +213,7 @@ template <class In> struct BackwardItem {
   // `turn` is this item's place in the order in which the row tile's dQ is summed.
   void row_tile(const Sequence& seq, DqTurn& turn) {
     const int capacity = tile_keys(p.dim, p.dim_v);
-    const Run run{rows->group.q_begin, rows->rows};
+    const Run run{0, rows->group.q_begin, rows->rows};
     bool placed = false;
     Placed<T> qt{}, dt{};
     std::memset(gate_sum, 0, kMaxRows * sizeof(A));
@@ -232,7 +232,7 @@ template <class In> struct BackwardItem {
       const bool direct = t.runs == 1;
       if (!direct || t.run[0].begin != packed_begin || t.n != packed_n) {
         forget_keys();
-        k_columns->place({key_base(p.k, seq), p.k.token, p.dim, t.run, t.runs, t.n, t.position}, nullptr);
+        k_columns->place(t.rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim), nullptr);
         packed_run = t.run[0];
         if (direct) k_columns->rows.run = &packed_run;
       }
@@ -261,10 +261,6 @@ template <class In> struct BackwardItem {
       float* to = bp.dhead_gate + state.row(seq.batch, rows->group.head, seq.q_token + rows->group.q_begin);
       for (int32_t r = 0; r < rows->rows; ++r) to[r] += static_cast<float>(gate_sum[r]);
     }
-  }
-
-  const In* key_base(const View4& x, const Sequence& seq) const {
-    return static_cast<const In*>(x.data) + seq.batch * x.batch + rows->group.head_kv * x.head + seq.k_token * x.token;
   }
 
   void scatter(const KeyTile& t) {

@@ -68,15 +68,14 @@ template <class In> struct ForwardItem {
     vec<A> top[NV];
     for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
     dot_panel<T, NV>(kt.data + a * kt.ld, kt.ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s, top);
-    if (masked || mod.softcap > 0 || mod.key_weight) modify_panel<A, NV>(s, a, b, *rows, first, *tile, mod, masked, top);
+    if (masked || mod.softcap > 0 || mod.key_weight)
+      modify_panel<A, NV>(s, a, b, *rows, first, *tile, mod, masked, top);
     softmax_panel<T, NV>(s, n, top, m + first, l + first, alpha, weights);
     values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, n, alpha, o + first * columns, columns);
   }
 
   void key_tile(const Sequence& seq) {
     const RowGroup& g = rows->group;
-    const In* k_base = static_cast<const In*>(p.k.data) + seq.batch * p.k.batch + g.head_kv * p.k.head + seq.k_token * p.k.token;
-    const In* v_base = static_cast<const In*>(p.v.data) + seq.batch * p.v.batch + g.head_kv * p.v.head + seq.k_token * p.v.token;
     const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
     bool placed = false;
     Placed<T> kt{};
@@ -89,8 +88,8 @@ template <class In> struct ForwardItem {
       if (kPairRows<T>) a &= ~1;  // values are paired from the tile's start
       const bool masked = needs_mask(*tile, a, b, reach, mod.segment);
       if (!placed) {
-        kt = place_rows<T, In>({k_base, p.k.token, p.dim, tile->run, tile->runs, tile->n, tile->position}, k);
-        values->place({v_base, p.v.token, p.dim_v, tile->run, tile->runs, tile->n, tile->position}, nullptr);
+        kt = place_rows<T, In>(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
+        values->place(tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), nullptr);
         placed = true;
       }
       if (masked) values->check();
@@ -108,8 +107,9 @@ template <class In> struct ForwardItem {
   }
 
   float gate(const Sequence& seq, int32_t r) const {
-    return static_cast<const float*>(p.head_gate.data)[seq.batch * p.head_gate.batch + rows->head_of(r) * p.head_gate.head +
-                                                       (seq.q_token + rows->query_of(r)) * p.head_gate.token];
+    return static_cast<const float*>(
+        p.head_gate.data)[seq.batch * p.head_gate.batch + rows->head_of(r) * p.head_gate.head +
+                          (seq.q_token + rows->query_of(r)) * p.head_gate.token];
   }
 
   void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi) {
@@ -147,7 +147,7 @@ template <class In> struct ForwardCall {
   const AttendParams& p;
   const RowItems items;
   int64_t scratch_bytes, partial_size;
-  A* partial = nullptr;   // [items][kMaxRows][columns + 2]: o, m, l of every split
+  A* partial = nullptr;  // [items][kMaxRows][columns + 2]: o, m, l of every split
 
   explicit ForwardCall(const AttendParams& params) : p(params), items(params, true) {
     Carve c{nullptr};

@@ -4,6 +4,7 @@
 
 #include "attn/schedule.h"
 #include "cpu/tile_operand.h"
+#include "cpu/work.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -18,23 +19,34 @@ struct KeyTile {
   bool any_exempt, any_slot;
   Run run[kTileKeys];
   int32_t position[kTileKeys];
-  int32_t exempt[kTileKeys];  // 0 or -1
-  int32_t slot[kTileKeys];    // tile of LayoutView::bits, or -1
-  int32_t column[kTileKeys];  // key's column in that tile
+  int32_t page[kTileKeys], index[kTileKeys];  // where the key lies: page, row in it
+  int32_t exempt[kTileKeys];                  // 0 or -1
+  int32_t slot[kTileKeys];                    // tile of LayoutView::bits, or -1
+  int32_t column[kTileKeys];                  // key's column in that tile
 
   void clear() {
     n = runs = 0;
     any_exempt = any_slot = false;
   }
 
-  // Adds keys of a span until the tile holds `capacity`; returns how many.
-  int32_t add(const Span& s, int32_t begin, int32_t sink, int capacity) {
-    const int32_t count = min_i32(s.end - begin, capacity - n);
-    if (runs > 0 && run[runs - 1].begin + run[runs - 1].count == begin) run[runs - 1].count += count;
-    else run[runs++] = Run{begin, count};
+  // Adds keys of a span until it, the page or the tile ends; returns how many. `pages` is the sequence's row of the
+  // page table, or null.
+  int32_t add(const Span& s, int32_t begin, int32_t sink, int capacity, const int32_t* pages, int32_t page_size) {
+    int32_t count = min_i32(s.end - begin, capacity - n);
+    int32_t in_page = begin, which = 0;
+    if (pages) {
+      in_page = begin % page_size;
+      which = pages[begin / page_size];
+      count = min_i32(count, page_size - in_page);
+    }
+    Run* last = runs > 0 ? &run[runs - 1] : nullptr;
+    if (last && last->page == which && last->begin + last->count == in_page) last->count += count;
+    else run[runs++] = Run{which, in_page, count};
     for (int32_t i = 0; i < count; ++i) {
       const int32_t key = begin + i;
       position[n + i] = key;
+      page[n + i] = which;
+      index[n + i] = in_page + i;
       exempt[n + i] = -static_cast<int32_t>(s.exempt | (key < sink));
       slot[n + i] = s.slot;
       column[n + i] = key - s.origin;
@@ -44,17 +56,31 @@ struct KeyTile {
     n += count;
     return count;
   }
+
+  // The tile's rows of k or v, whose head starts at `base`.
+  template <class In> TokenRows<In> rows(const In* base, const View4& x, int64_t dim) const {
+    return {base, x.batch, x.token, dim, run, runs, n, page, index};
+  }
 };
+
+// Where kv head `head` of a sequence starts: in its batch entry, or in page 0.
+template <class In> inline const In* key_base(const AttendParams& p, const View4& x, const Sequence& seq,
+                                              int64_t head) {
+  return static_cast<const In*>(x.data) + (p.paging.table ? 0 : seq.batch * x.batch) + head * x.head +
+         seq.k_token * x.token;
+}
 
 // Calls fn(tile) for every tile of the keys group g looks at in [k_lo, k_hi).
 template <class F>
 inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
                               KeyTile& tile, F&& fn) {
   const int32_t sink = clamp_position(p.rule.sink);
+  const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
+  const int32_t page_size = static_cast<int32_t>(p.paging.page);
   tile.clear();
   visit_keys(p, g, k_lo, k_hi, [&](const Span& s) {
     for (int32_t begin = s.begin; begin < s.end;) {
-      begin += tile.add(s, begin, sink, capacity);
+      begin += tile.add(s, begin, sink, capacity, pages, page_size);
       if (tile.n == capacity) {
         fn(tile);
         tile.clear();

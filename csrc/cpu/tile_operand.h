@@ -11,19 +11,21 @@ template <class T> struct DsElementOf { using type = T; };
 template <> struct DsElementOf<bf16x2> { using type = bf16; };
 template <class T> using DsElement = typename DsElementOf<T>::type;
 
-struct Run {
-  int32_t begin, count;  // consecutive tokens
-};
+// Consecutive rows of one page (page 0 where nothing is paged).
+struct Run { int32_t page, begin, count; };
 
-// Tokens of a tile, as runs into a [token, feature] matrix.
+// Tokens of a tile, as runs into a [page, token, feature] array.
 template <class In> struct TokenRows {
   const In* base;
-  int64_t stride, dim;
+  int64_t page_stride, stride, dim;
   const Run* run;
   int runs, n;
-  const int32_t* position;  // token of each row; may be null where runs == 1
+  const int32_t *page, *index;  // page of each row and its index there; may be null where runs == 1
 
-  const In* row(int64_t i) const { return base + (runs == 1 ? run[0].begin + i : position[i]) * stride; }
+  const In* row(int64_t i) const {
+    if (runs == 1) return base + run[0].page * page_stride + (run[0].begin + i) * stride;
+    return base + page[i] * page_stride + index[i] * stride;
+  }
 };
 
 // Where an operand tile lies: in place or in scratch.

@@ -31,7 +31,10 @@ struct Sequence {
 };
 
 ATTN_HD Sequence sequence(const AttendParams& p, int64_t s) {
-  if (!p.cu_q) return {s, 0, 0, static_cast<int32_t>(p.tq), static_cast<int32_t>(p.tk)};
+  if (!p.cu_q) {
+    const int64_t keys = p.key_lengths ? p.key_lengths[s] : p.tk;
+    return {s, 0, 0, static_cast<int32_t>(p.tq), static_cast<int32_t>(keys)};
+  }
   return {0, p.cu_q[s], p.cu_k[s], p.cu_q[s + 1] - p.cu_q[s], p.cu_k[s + 1] - p.cu_k[s]};
 }
 
@@ -70,7 +73,8 @@ struct ItemIndex {
     int64_t lo = 0, hi = sequences;
     while (hi - lo > 1) {
       const int64_t mid = (lo + hi) / 2;
-      if (first[mid] <= item) lo = mid; else hi = mid;
+      if (first[mid] <= item) lo = mid;
+      else hi = mid;
     }
     sequence = lo;
     part = item - first[lo];
