@@ -16,7 +16,7 @@ BLOCKS = st.sampled_from([16, 32, 48, 64, 128])
 
 
 def random_mask(seed, batch, heads, q_len, kv_len, coarse=16):
-    """Token mask with empty, whole and cut blocks: a coarse random pattern with some random tokens flipped."""
+    """Token mask with empty, whole and cut blocks: a coarse random pattern, some random tokens flipped."""
     g = torch.Generator().manual_seed(seed)
     rough = torch.rand(batch, heads, -(-q_len // coarse), -(-kv_len // coarse), generator=g) < 0.5
     mask = rough.repeat_interleave(coarse, 2).repeat_interleave(coarse, 3)[:, :, :q_len, :kv_len]

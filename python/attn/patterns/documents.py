@@ -33,6 +33,8 @@ class _Rows(NamedTuple):
 
 def _integers(name: str, values: Lengths) -> Tensor:
     tensor = torch.as_tensor(values)
+    if tensor.numel() == 0:  # an empty list would be float32
+        tensor = tensor.long()
     if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
         raise ValueError(
             f"{name} must be a one-dimensional list of integers, got {tensor.dtype} {list(tensor.shape)}"

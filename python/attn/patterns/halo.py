@@ -81,15 +81,18 @@ def _block_ranges(height: int, width: int, block: int, halo: int) -> tuple[Tenso
     left, right = _window(corner_x, block, halo, width)
     reach = -(-halo // block)
     starts, ends = [], []
-    for dy in range(-halo, block + halo):
-        line = corner_y + dy
+    # In the order of the keys: rows of squares, squares, lines of a square.
+    for square_row in range(-reach, reach + 1):
+        lines = range(max(-halo, square_row * block), min(block + halo, (square_row + 1) * block))
         for step in range(-reach, reach + 1):
             other_x = corner_x + step * block
             first, last = torch.maximum(left, other_x), torch.minimum(right, other_x + block)
-            inside = (line >= 0) & (line < height) & (other_x >= 0) & (other_x < width) & (first < last)
-            base = (
-                ((line // block) * across + other_x // block) * block * block + line % block * block - other_x
-            )
-            starts.append(torch.where(inside, base + first, 0))
-            ends.append(torch.where(inside, base + last, 0))
+            exists = (other_x >= 0) & (other_x < width) & (first < last)
+            for dy in lines:
+                line = corner_y + dy
+                inside = exists & (line >= 0) & (line < height)
+                square_of = (line // block) * across + other_x // block
+                base = square_of * block * block + line % block * block - other_x
+                starts.append(torch.where(inside, base + first, 0))
+                ends.append(torch.where(inside, base + last, 0))
     return torch.stack(starts), torch.stack(ends)

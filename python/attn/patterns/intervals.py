@@ -28,7 +28,7 @@ def from_ranges(
     """
     q_len = start.shape[1]
     grid = Grid(1, 1, block_q, block_k, q_len, kv_len)
-    start, end = _disjoint(start.clamp(0, kv_len), end.clamp(0, kv_len), kv_len)
+    start, end = _disjoint(start.clamp(0, kv_len), end.clamp(0, kv_len))
     rows_pad = grid.rows * block_q - q_len
     start, end = (
         torch.nn.functional.pad(x, (0, rows_pad)).unflatten(1, (grid.rows, block_q)) for x in (start, end)
@@ -58,14 +58,17 @@ def from_ranges(
     return layout if device is None else layout.to(device)
 
 
-def _disjoint(start: Tensor, end: Tensor, kv_len: int) -> tuple[Tensor, Tensor]:
+def _disjoint(start: Tensor, end: Tensor) -> tuple[Tensor, Tensor]:
     """The same sets as ranges that neither overlap nor touch (emptied where merged away)."""
-    empty = start >= end
-    start, end = start.masked_fill(empty, kv_len), end.masked_fill(empty, kv_len)
-    if start.shape[0] == 1:
-        return start, end
-    start, order = start.sort(dim=0)
-    end = end.gather(0, order)
+    start, end = start.clone(), end.clone()
+    for r in range(start.shape[0]):  # an empty range is moved to where the one before it starts
+        before = start[r - 1] if r else torch.zeros_like(start[0])
+        empty = start[r] >= end[r]
+        start[r] = torch.where(empty, before, start[r])
+        end[r] = torch.where(empty, before, end[r])
+    if bool((start[1:] < start[:-1]).any()):
+        start, order = start.sort(dim=0)
+        end = end.gather(0, order)
     for r in range(1, start.shape[0]):
         joined = start[r] <= end[r - 1]
         start[r] = torch.where(joined, start[r - 1], start[r])

@@ -129,25 +129,26 @@ def _stack_heads(kinds: list[BlockLayout], kind_of: list[int]) -> BlockLayout:
 
     count = torch.cat([kind.kv_count for kind in kinds], dim=1)[:, heads]
     if all(kind.partial_bits is None for kind in kinds):
-        return BlockLayout(
-            count, stack([kind.kv_index for kind in kinds]), **one._grid().sizes, validate=False
-        )
-    pools, slots, full, used = [], [], [], 0
+        index = stack([kind.kv_index for kind in kinds])
+        return BlockLayout(count, index, **one._grid().sizes, validate=False)
+    pools, used = [], 0
+    cut, full = [], []  # (count, index, slot) and (count, index) of each kind
     for kind in kinds:
-        slot = kind.partial_slot if kind.partial_slot is not None else torch.full_like(kind.kv_index, WHOLE)
-        slots.append(torch.where(slot == WHOLE, WHOLE, slot + used))
-        if kind.partial_bits is not None:
-            pools.append(kind.partial_bits)
-            used += kind.partial_bits.shape[0]
-        lists = kind._lists()
-        full.append(
-            lists[1][:2] if len(lists) > 1 else (torch.zeros_like(kind.kv_count), kind.kv_index[..., :0])
-        )
+        nothing = (torch.zeros_like(kind.kv_count), kind.kv_index[..., :0])
+        if kind.partial_slot is None or kind.partial_bits is None:
+            cut.append((*nothing, nothing[1]))
+            full.append((kind.kv_count, kind.kv_index))
+            continue
+        slot = torch.where(kind.partial_slot == WHOLE, WHOLE, kind.partial_slot + used)
+        cut.append((kind.kv_count, kind.kv_index, slot))
+        full.append(kind._lists()[-1][:2] if kind.full_count is not None else nothing)
+        pools.append(kind.partial_bits)
+        used += kind.partial_bits.shape[0]
     pool, merged = bits.share(torch.cat(pools))
-    slot = stack(slots)
+    slot = stack([s for _, _, s in cut])
     return BlockLayout(
-        count,
-        stack([kind.kv_index for kind in kinds]),
+        torch.cat([c for c, _, _ in cut], dim=1)[:, heads],
+        stack([index for _, index, _ in cut]),
         full_count=torch.cat([c for c, _ in full], dim=1)[:, heads],
         full_index=stack([index for _, index in full]),
         partial_slot=torch.where(slot == WHOLE, WHOLE, merged[slot.clamp(min=0)].int()),
