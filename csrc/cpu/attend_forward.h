@@ -5,6 +5,7 @@
 #include "cpu/mask_panel.h"
 #include "cpu/row_items.h"
 #include "cpu/softmax_panel.h"
+#include "cpu/thin_panel.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -22,9 +23,13 @@ template <class In> struct ForwardItem {
   A *o, *m, *l, *s, *alpha, *key_weight;
   T* weights;
   int32_t* segment;
+  bool thin;  // few rows: features in lanes (thin_panel.h)
+  A* thin_q;  // [kThinRows][columns_q]
+  const int64_t columns_q;
 
   ForwardItem(const AttendParams& params, Carve& c)
-      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)) {
+      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)),
+        columns_q(round_up_lanes<T>(params.dim)) {
     const int keys = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
     tile = c.take<KeyTile>(1);
@@ -41,6 +46,8 @@ template <class In> struct ForwardItem {
     alpha = c.take<A>(W);
     key_weight = c.take<A>(keys);
     segment = c.take<int32_t>(keys);
+    thin_q = c.take<A>(kThinRows * columns_q);
+    thin = false;
   }
 
   const In* q_row(const Sequence& seq, int32_t r) const {
@@ -49,7 +56,12 @@ template <class In> struct ForwardItem {
   }
 
   void load_queries(const Sequence& seq) {
-    for (int32_t first = 0; first < rows->rows; first += W) {
+    thin = kThinFits<A> && rows->rows <= kThinRows;
+    if (thin) {
+      std::memset(thin_q, 0, kThinRows * columns_q * sizeof(A));
+      for (int32_t r = 0; r < rows->rows; ++r) convert_row(q_row(seq, r), p.dim, thin_q + r * columns_q, columns_q);
+    }
+    for (int32_t first = 0; !thin && first < rows->rows; first += W) {
       const int32_t n = min_i32(W, rows->rows - first);
       pack_panel<T, In>([&](int64_t r) { return q_row(seq, first + static_cast<int32_t>(r)); }, n, p.dim,
                         q + first * depth, n <= L ? L : W);
@@ -74,6 +86,16 @@ template <class In> struct ForwardItem {
     values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, n, alpha, o + first * columns, columns);
   }
 
+  void thin_panel(int a, int b, bool masked, const TokenRows<In>& keys, const TokenRows<In>& vals,
+                  const Modifiers<A>& mod) {
+    const int n = b - a;
+    vec<A> top[1] = {splat(-kInfinity<A>)};
+    thin_dot(keys, a, n, thin_q, columns_q, static_cast<A>(p.scale * kLog2e), s, top);
+    if (masked || mod.softcap > 0 || mod.key_weight) modify_panel<A, 1>(s, a, b, *rows, 0, *tile, mod, masked, top);
+    softmax_panel<A, 1>(s, n, top, m, l, alpha, s);
+    thin_acc(vals, a, n, masked, s, alpha, o, columns);
+  }
+
   void key_tile(const Sequence& seq) {
     const RowGroup& g = rows->group;
     const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
@@ -85,8 +107,15 @@ template <class In> struct ForwardItem {
       int a, b;
       clip_to_reach(*tile, reach, a, b);
       if (a >= b || (mod.segment && !segments_meet(*rows, first, last, segment, a, b))) continue;
-      if (kPairRows<T>) a &= ~1;  // values are paired from the tile's start
+      if (kPairRows<T> && !thin) a &= ~1;  // values are paired from the tile's start
       const bool masked = needs_mask(*tile, a, b, reach, mod.segment);
+      if (thin) {
+        if constexpr (kThinFits<A>) {
+          thin_panel(a, b, masked, tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim),
+                     tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), mod);
+        }
+        continue;
+      }
       if (!placed) {
         kt = place_rows<T, In>(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
         values->place(tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), nullptr);
