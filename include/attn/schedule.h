@@ -26,9 +26,7 @@ struct RowGroup {
 
 // How rows are cut into tiles. A tile never crosses a boundary of the schedule's block grid, whose first block is
 // `phase` rows short (S2 counts blocks in absolute positions).
-struct RowTiling {
-  int32_t block, phase, tile, tiles_per_block;
-};
+struct RowTiling { int32_t block, phase, tile, tiles_per_block; };
 
 }  // namespace attn
 
@@ -100,9 +98,7 @@ ATTN_HD void set_reach(const AttendParams& p, RowGroup& g) {
 }
 
 // What position alone leaves: sinks [0, sink_end) and the window [begin, end).
-struct Reach {
-  int32_t sink_end, begin, end;
-};
+struct Reach { int32_t sink_end, begin, end; };
 
 ATTN_HD Reach key_reach(const AttendParams& p, const RowGroup& g) {
   Reach r;
@@ -161,7 +157,8 @@ ATTN_HD void visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo
     if (origin >= top) break;
     const int32_t cut = partial && slot ? slot[i] : -1;
     emit_block(r, origin, min_i32(origin + block, g.keys), k_lo, k_hi, Span{0, 0, cut, origin, false}, f);
-    if (partial) ++i; else ++j;
+    if (partial) ++i;
+    else ++j;
   }
 }
 
@@ -175,6 +172,14 @@ ATTN_HD bool strided_keeps(const StridedRule& s, int64_t head_kv, int64_t row, i
   return column > row - s.local || (column + head_kv * s.head_step + s.head_offset) % s.stride == 0;
 }
 
+// First column after one that isn't kept which may be. The bidirectional rule is searched column by column.
+ATTN_HD int64_t strided_next(const StridedRule& s, int64_t head_kv, int64_t row, int64_t column) {
+  const int64_t local = row - s.local + 1;
+  if (s.bidirectional || column >= local) return column + 1;
+  const int64_t vertical = column + s.stride - (column + head_kv * s.head_step + s.head_offset) % s.stride;
+  return vertical < local ? vertical : local;
+}
+
 template <class F>
 ATTN_HD void visit_strided(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
   const StridedRule& s = p.strided;
@@ -183,10 +188,14 @@ ATTN_HD void visit_strided(const AttendParams& p, const RowGroup& g, int32_t k_l
   const int64_t row = (static_cast<int64_t>(g.q_begin) + g.keys - g.queries) / s.block;
   const int32_t block = static_cast<int32_t>(s.block);
   const int32_t top = min_i32(k_hi, max_i32(r.end, r.sink_end));
-  for (int32_t column = k_lo / block; static_cast<int64_t>(column) * block < top; ++column) {
-    if (!strided_keeps(s, g.head_kv, row, column)) continue;
-    const int32_t origin = column * block;
+  for (int64_t column = k_lo / block; column * block < top;) {
+    if (!strided_keeps(s, g.head_kv, row, column)) {
+      column = strided_next(s, g.head_kv, row, column);
+      continue;
+    }
+    const int32_t origin = static_cast<int32_t>(column * block);
     emit_block(r, origin, min_i32(origin + block, g.keys), k_lo, k_hi, Span{0, 0, -1, origin, false}, f);
+    ++column;
   }
 }
 
