@@ -176,7 +176,8 @@ ATTN_HD bool strided_keeps(const StridedRule& s, int64_t head_kv, int64_t row, i
 ATTN_HD int64_t strided_next(const StridedRule& s, int64_t head_kv, int64_t row, int64_t column) {
   const int64_t local = row - s.local + 1;
   if (s.bidirectional || column >= local) return column + 1;
-  const int64_t vertical = column + s.stride - (column + head_kv * s.head_step + s.head_offset) % s.stride;
+  const int64_t past = (column + head_kv * s.head_step + s.head_offset) % s.stride;  // negative for negative shifts
+  const int64_t vertical = column + (past < 0 ? -past : s.stride - past);
   return vertical < local ? vertical : local;
 }
 
