@@ -75,8 +75,10 @@ template <class In> struct DqSums {
 
   void clear() const {
     if (!b.dq.data) return;
-    for_each_row(
-        [this](const Sequence& s, int64_t head, int64_t t) { std::memset(row(s, head, t), 0, columns * sizeof(A)); });
+    for_each_row([this](const Sequence& s, int64_t head, int64_t t) {
+      std::memset(row(s, head, t), 0, columns * sizeof(A));
+      if (b.dhead_gate) b.dhead_gate[(s.batch * p.heads + head) * p.tq + t] = 0;  // summed in turn like dQ
+    });
   }
 
   // Scales the sums and rounds them into dq.

@@ -74,7 +74,8 @@ void check_qkv(const Check& check, const Tensor& q, const Tensor& k, const Tenso
 }
 
 void set_rule(const Check& check, const AttendOptions& o, AttendParams& p) {
-  for (const auto& [value, name] : {std::pair{o.window_left, "window_left"}, std::pair{o.window_right, "window_right"}}) {
+  for (const auto& [value, name] :
+       {std::pair{o.window_left, "window_left"}, std::pair{o.window_right, "window_right"}}) {
     check.require(value >= -1, name, " must be -1 (unlimited) or a number of keys, got ", value);
   }
   check.require(o.sink_tokens >= 0, "sink_tokens must be >= 0, got ", o.sink_tokens);
@@ -100,15 +101,16 @@ void check_cu_seqlens(const Check& check, const Tensor& t, const char* name, int
     check.require(values[i] >= values[i - 1], name, " must not decrease, got ", values[i - 1], " before ", values[i],
                   " at entry ", i);
   }
-  check.require(values[n - 1] <= tokens, name, " must not exceed the number of tokens (", tokens, "), got ", values[n - 1],
-                " in its last entry");
+  check.require(values[n - 1] <= tokens, name, " must not exceed the number of tokens (", tokens, "), got ",
+                values[n - 1], " in its last entry");
 }
 
 void set_sequences(const Check& check, const AttendOptions& o, AttendParams& p) {
   check.require(o.cu_seqlens_q.has_value() == o.cu_seqlens_k.has_value(),
                 "cu_seqlens_q and cu_seqlens_k must be given together");
   if (!o.cu_seqlens_q) return;
-  check.require(p.batch == 1, "cu_seqlens_q needs a batch size of 1 (sequences are packed along tokens), got ", p.batch);
+  check.require(p.batch == 1, "cu_seqlens_q needs a batch size of 1 (sequences are packed along tokens), got ",
+                p.batch);
   check_cu_seqlens(check, *o.cu_seqlens_q, "cu_seqlens_q", p.tq);
   check_cu_seqlens(check, *o.cu_seqlens_k, "cu_seqlens_k", p.tk);
   check.require(o.cu_seqlens_q->size(0) == o.cu_seqlens_k->size(0),

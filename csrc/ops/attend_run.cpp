@@ -49,8 +49,8 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   check_like_lse(check, t.lse, "lse", p, t.q);
   if (t.dlse) check_like_lse(check, *t.dlse, "dlse", p, t.q);
 
-  const bool given[kGradients] = {true, true, true, p.key_log_weight.data != nullptr, p.sink_logits != nullptr,
-                                  p.head_gate.data != nullptr};
+  const bool given[kGradients] = {
+      true, true, true, p.key_log_weight.data != nullptr, p.sink_logits != nullptr, p.head_gate.data != nullptr};
   auto wants = [&](Gradient g) { return static_cast<size_t>(g) < wanted.size() && wanted[g]; };
   auto make = [&](Gradient g, auto&& allocate) {
     const ScalarType type = g <= kV ? t.q.scalar_type() : ScalarType::Float;
@@ -93,9 +93,7 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
     b.dk = check.view4(dk);
     b.dv = check.view4(dv);
   }
-  auto floats_of = [&](Gradient g) {
-    return wanted_and_given(g) ? static_cast<float*>(grads[g].data_ptr()) : nullptr;
-  };
+  auto floats_of = [&](Gradient g) { return wanted_and_given(g) ? static_cast<float*>(grads[g].data_ptr()) : nullptr; };
   b.dkey_log_weight = floats_of(kKeyLogWeight);
   b.dsink_logits = floats_of(kSinkLogits);
   b.dhead_gate = floats_of(kHeadGate);

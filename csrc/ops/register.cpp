@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 // Options of the attend family, in the order of csrc/ops/attend_args.h.
-#define ATTN_RULE                                                                                            \
+#define ATTN_RULE                                                                                               \
   "bool causal=False, SymInt window_left=-1, SymInt window_right=-1, SymInt sink_tokens=0, float? scale=None, " \
   "float softcap=0.0, Tensor? key_log_weight=None, Tensor? segment_q=None, Tensor? segment_k=None, "
 #define ATTN_PACKED "Tensor? cu_seqlens_q=None, Tensor? cu_seqlens_k=None, "

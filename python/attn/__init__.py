@@ -6,16 +6,22 @@ this installation supports.
 """
 
 from . import _library  # noqa: F401  # isort: skip  (registers the ops that the rest refers to)
-from . import _fake  # noqa: F401
+from . import _fake, _fake_attend  # noqa: F401
 from ._version import __version__
 from .errors import BackendError
 from .info import Info, info
+from .layout import BlockLayout
+from .mechanisms.attention import attention
+from .mechanisms.block_sparse import block_sparse_attention
 from .mechanisms.states import merge_states
 
 __all__ = [
     "BackendError",
+    "BlockLayout",
     "Info",
     "__version__",
+    "attention",
+    "block_sparse_attention",
     "info",
     "merge_states",
 ]

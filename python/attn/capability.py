@@ -61,6 +61,11 @@ class Backend:
 
 # Functions with CPU kernels; add a row here with the kernel.
 _CPU_OPS: dict[str, tuple[Predicate, ...]] = {
+    "attention": (),
+    "block_sparse_attention": (),
+    "s2_attention": (),
+    "hip_attention": (),
+    "hip_select": (),
     "merge_states": (),
 }
 

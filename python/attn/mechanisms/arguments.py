@@ -1,0 +1,265 @@
+"""Argument checks that the attend functions share. Wrong arguments raise ValueError or TypeError that name the
+argument, what was given and what is accepted; values of index tensors are checked where that needs no
+synchronisation (CPU, not while tracing) and again by the op.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..capability import dtype_name, require_backend
+from ..layout import BlockLayout
+
+_INT32_MAX = 2**31 - 1
+
+
+def is_tensor(name: str, x: Any) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    return x
+
+
+def integer(name: str, x: Any, least: int, most: int = _INT32_MAX) -> int:
+    """An int in [least, most]; bool is not one."""
+    if not isinstance(x, (int, torch.SymInt)) or isinstance(x, bool):
+        raise TypeError(f"{name} must be an int, got {type(x).__name__}")
+    if x < least or x > most:
+        bound = f">= {least}" if most == _INT32_MAX else f"in [{least}, {most}]"
+        raise ValueError(f"{name} must be {bound}, got {x}")
+    return x
+
+
+def flag(name: str, x: Any) -> bool:
+    if not isinstance(x, bool):
+        raise TypeError(f"{name} must be a bool, got {type(x).__name__}")
+    return x
+
+
+def one_of(name: str, x: Any, choices: tuple[str, ...]) -> str:
+    if x not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {x!r}")
+    return str(x)
+
+
+def finite(name: str, x: Any) -> float:
+    if not isinstance(x, (float, int, torch.SymFloat, torch.SymInt)) or isinstance(x, bool):
+        raise TypeError(f"{name} must be a float, got {type(x).__name__}")
+    if not math.isfinite(x):
+        raise ValueError(f"{name} must be finite, got {x}")
+    return x
+
+
+def scale_or_default(scale: Any) -> float | None:
+    """None means D ** -0.5, which the op fills in."""
+    return None if scale is None else finite("scale", scale)
+
+
+def softcap_or_off(softcap: Any) -> float:
+    if softcap is None:
+        return 0.0
+    if finite("softcap", softcap) <= 0:
+        raise ValueError(f"softcap must be positive, or None for no cap, got {softcap}")
+    return softcap
+
+
+def window_pair(window: Any) -> tuple[int, int]:
+    """(left, right) with -1 = unlimited."""
+    if window is None:
+        return -1, -1
+    if not isinstance(window, (tuple, list)) or len(window) != 2:
+        raise TypeError(f"window must be a pair (left, right) or None, got {window!r}")
+    return integer("window[0]", window[0], -1), integer("window[1]", window[1], -1)
+
+
+def last_contiguous(x: Tensor) -> Tensor:
+    """What kernels can read in place; a copy otherwise."""
+    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+
+
+def same_place(name: str, x: Tensor, q: Tensor) -> None:
+    if x.device != q.device:
+        raise ValueError(f"{name} is on {x.device} but q is on {q.device}; put all tensors on one device")
+
+
+def shape_text(x: Tensor) -> str:
+    return str(list(x.shape))
+
+
+def query_key(op: str, q: Any, k: Any) -> tuple[Tensor, Tensor]:
+    """q ``[B, H, Tq, D]`` and k ``[B, Hkv, Tk, D]``, checked and with a contiguous last dimension."""
+    q, k = is_tensor("q", q), is_tensor("k", k)
+    if q.dim() != 4:
+        raise ValueError(f"q must be [B, H, Tq, D], got shape {shape_text(q)}")
+    if k.dim() != 4:
+        raise ValueError(f"k must be [B, Hkv, Tk, D], got shape {shape_text(k)}")
+    same_place("k", k, q)
+    q, k = autocast(q), autocast(k)
+    if k.dtype != q.dtype:
+        raise ValueError(f"k must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(k.dtype)}")
+    if k.shape[0] != q.shape[0]:
+        raise ValueError(f"k must have the batch size of q, {q.shape[0]}, got shape {shape_text(k)}")
+    if k.shape[3] != q.shape[3]:
+        raise ValueError(f"k must have the head dimension of q, {q.shape[3]}, got shape {shape_text(k)}")
+    if q.shape[3] == 0:
+        raise ValueError(f"q and k must have a head dimension of at least 1, got shape {shape_text(q)}")
+    heads, kv_heads = q.shape[1], k.shape[1]
+    if heads % kv_heads != 0 if kv_heads != 0 else heads != 0:
+        raise ValueError(
+            f"q must have a multiple of the heads of k and v, got {heads} and {kv_heads} "
+            f"(shapes {shape_text(q)} and {shape_text(k)})"
+        )
+    require_backend(op, q)
+    return last_contiguous(q), last_contiguous(k)
+
+
+def query_key_value(op: str, q: Any, k: Any, v: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`query_key`, with v ``[B, Hkv, Tk, Dv]``."""
+    q, k = query_key(op, q, k)
+    v = is_tensor("v", v)
+    same_place("v", v, q)
+    v = autocast(v)
+    if v.dtype != q.dtype:
+        raise ValueError(f"v must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(v.dtype)}")
+    if v.dim() != 4 or v.shape[:3] != k.shape[:3]:
+        raise ValueError(
+            f"v must be [B, Hkv, Tk, Dv] with the batch size, heads and tokens of k {shape_text(k)}, "
+            f"got shape {shape_text(v)}"
+        )
+    return q, k, last_contiguous(v)
+
+
+def autocast(x: Tensor) -> Tensor:
+    """Under ``torch.autocast`` these functions run in its dtype, as scaled_dot_product_attention does."""
+    device = x.device.type
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and x.is_floating_point():
+        return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def float_rows(name: str, x: Any, q: Tensor, shape: tuple[int, ...], layout: str) -> Tensor | None:
+    """A float32 modifier, broadcast to ``shape`` without a copy; autograd sums over what was broadcast."""
+    if x is None:
+        return None
+    x = is_tensor(name, x)
+    same_place(name, x, q)
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be float32, got {dtype_name(x.dtype)}")
+    if x.dtype != torch.float32:
+        x = x.float()
+    if x.shape == shape:
+        return x
+    try:
+        return x.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} must be broadcastable to {layout} = {list(shape)}, got shape {shape_text(x)}"
+        ) from None
+
+
+def segment_pair(segment_ids: Any, q: Tensor, k: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    if segment_ids is None:
+        return None, None
+    if isinstance(segment_ids, Tensor):
+        if q.shape[2] != k.shape[2]:
+            raise ValueError(
+                f"segment_ids must be a pair (q_ids, k_ids) where q and k differ in length, {q.shape[2]} and {k.shape[2]}"
+            )
+        pair = (segment_ids, segment_ids)
+    elif isinstance(segment_ids, (tuple, list)) and len(segment_ids) == 2:
+        pair = tuple(segment_ids)
+    else:
+        raise TypeError(
+            f"segment_ids must be a tensor [B, T] or a pair (q_ids, k_ids), got {type(segment_ids).__name__}"
+        )
+    return _ids("segment_ids of q", pair[0], q), _ids("segment_ids of k", pair[1], k)
+
+
+def _ids(name: str, ids: Any, like: Tensor) -> Tensor:
+    ids = is_tensor(name, ids)
+    same_place(name, ids, like)
+    if ids.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {dtype_name(ids.dtype)}; convert with .int()")
+    shape = (like.shape[0], like.shape[2])
+    if ids.dim() != 2 or ids.shape[1] != shape[1] or (ids.shape[0] != shape[0] and ids.shape[0] != 1):
+        raise ValueError(f"{name} must be [B, T] = {list(shape)}, got shape {shape_text(ids)}")
+    return ids.expand(shape)
+
+
+def packed_sequences(
+    cu_seqlens_q: Any, cu_seqlens_k: Any, max_seqlen_q: Any, max_seqlen_k: Any, q: Tensor, k: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """The two cu_seqlens; keys are packed like queries where only those are given."""
+    if cu_seqlens_q is None:
+        if cu_seqlens_k is not None:
+            raise ValueError("cu_seqlens_k needs cu_seqlens_q")
+        for name, value in (("max_seqlen_q", max_seqlen_q), ("max_seqlen_k", max_seqlen_k)):
+            if value is not None:
+                raise ValueError(f"{name} needs cu_seqlens_q")
+        return None, None
+    if q.shape[0] != 1:
+        raise ValueError(
+            f"cu_seqlens_q needs a batch size of 1 (sequences are packed along tokens), got {q.shape[0]}"
+        )
+    if cu_seqlens_k is None:
+        cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q if max_seqlen_k is None else max_seqlen_k
+    cu_q = _cu_seqlens("cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, q)
+    cu_k = _cu_seqlens("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k)
+    if cu_q.shape != cu_k.shape:
+        raise ValueError(
+            "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, "
+            f"got shapes {shape_text(cu_q)} and {shape_text(cu_k)}"
+        )
+    return cu_q, cu_k
+
+
+def _cu_seqlens(name: str, cu: Any, max_name: str, longest: Any, like: Tensor) -> Tensor:
+    cu = is_tensor(name, cu)
+    same_place(name, cu, like)
+    if cu.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {dtype_name(cu.dtype)}; convert with .int()")
+    if cu.dim() != 1 or cu.shape[0] == 0:
+        raise ValueError(f"{name} must be [N + 1], got shape {shape_text(cu)}")
+    if longest is not None:
+        integer(max_name, longest, 0)
+    if values_are_known(cu):
+        values = cu.tolist()
+        lengths = [end - begin for begin, end in zip(values, values[1:], strict=False)]
+        if values[0] != 0:
+            raise ValueError(f"{name} must start at 0, got {values[0]}")
+        if lengths and min(lengths) < 0:
+            at = next(i for i, n in enumerate(lengths) if n < 0)
+            raise ValueError(f"{name} must not decrease, got {values[at]} before {values[at + 1]}")
+        if values[-1] > like.shape[2]:
+            raise ValueError(
+                f"{name} must not exceed the number of tokens, {like.shape[2]}, got {values[-1]}"
+            )
+        if longest is not None and lengths and max(lengths) > longest:
+            raise ValueError(
+                f"{max_name} must be at least the longest sequence, {max(lengths)}, got {longest}"
+            )
+    return cu.contiguous()
+
+
+def values_are_known(x: Tensor) -> bool:
+    """Whether values can be looked at without a synchronisation and without disturbing a tracer."""
+    return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
+
+
+def matching_layout(layout: Any, q: Tensor, k: Tensor) -> BlockLayout:
+    if not isinstance(layout, BlockLayout):
+        raise TypeError(f"layout must be an attn.BlockLayout, got {type(layout).__name__}")
+    if layout.q_len != q.shape[2] or layout.kv_len != k.shape[2]:
+        raise ValueError(
+            f"layout is for {layout.q_len} queries and {layout.kv_len} keys, "
+            f"but q has {q.shape[2]} tokens and k {k.shape[2]}"
+        )
+    if layout.batch != 1 and layout.batch != q.shape[0]:
+        raise ValueError(f"layout must have a batch size of 1 or that of q, {q.shape[0]}, got {layout.batch}")
+    if layout.heads != 1 and layout.heads != q.shape[1]:
+        raise ValueError(f"layout must have 1 head or the heads of q, {q.shape[1]}, got {layout.heads}")
+    same_place("layout", layout.kv_count, q)
+    return layout
