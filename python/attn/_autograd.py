@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# torch binds the arguments of `apply` to the signature of `forward`, at 100 us for a dozen named ones. They are all
-# given by position, which this says.
+# torch binds the arguments of `apply` to the signature of `forward`, at 100 us for a dozen named ones. They
+# are all given by position, which this says.
 _POSITIONAL = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
 
 
 class Function(torch.autograd.Function):
-    """A Function in ``setup_context`` style: positional arguments, no jvp (forward mode raises), vmap by batching
-    the ops.
+    """A Function in ``setup_context`` style: positional arguments, no jvp (forward mode raises), vmap by
+    batching the ops.
     """
 
     generate_vmap_rule = True

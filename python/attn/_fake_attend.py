@@ -9,7 +9,8 @@ from torch import Tensor
 
 
 def in_order_of(like: Tensor, features: Any) -> Tensor:
-    """``[B, H, T, features]`` that lies in memory as ``[B, T, H, features]`` if `like` holds tokens before heads."""
+    """``[B, H, T, features]`` that lies in memory as ``[B, T, H, features]`` if `like` holds tokens before
+    heads."""
     batch, heads, tokens, _ = like.shape
     if like.stride(2) > like.stride(1):
         return like.new_empty((batch, tokens, heads, features)).transpose(1, 2)

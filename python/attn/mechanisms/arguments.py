@@ -1,11 +1,12 @@
-"""Argument checks that the attend functions share. Wrong arguments raise ValueError or TypeError that name the
-argument, what was given and what is accepted; values of index tensors are checked where that needs no
+"""Argument checks that the attend functions share. Wrong arguments raise ValueError or TypeError that name
+the argument, what was given and what is accepted; values of index tensors are checked where that needs no
 synchronisation (CPU, not while tracing) and again by the op.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def integer(name: str, x: Any, least: int, most: int = _INT32_MAX) -> int:
     if x < least or x > most:
         bound = f">= {least}" if most == _INT32_MAX else f"in [{least}, {most}]"
         raise ValueError(f"{name} must be {bound}, got {x}")
-    return x
+    return x  # type: ignore[return-value]  # a SymInt acts as one
 
 
 def flag(name: str, x: Any) -> bool:
@@ -50,7 +51,7 @@ def finite(name: str, x: Any) -> float:
         raise TypeError(f"{name} must be a float, got {type(x).__name__}")
     if not math.isfinite(x):
         raise ValueError(f"{name} must be finite, got {x}")
-    return x
+    return x  # type: ignore[return-value]
 
 
 def scale_or_default(scale: Any) -> float | None:
@@ -166,7 +167,8 @@ def segment_pair(segment_ids: Any, q: Tensor, k: Tensor) -> tuple[Tensor | None,
     if isinstance(segment_ids, Tensor):
         if q.shape[2] != k.shape[2]:
             raise ValueError(
-                f"segment_ids must be a pair (q_ids, k_ids) where q and k differ in length, {q.shape[2]} and {k.shape[2]}"
+                "segment_ids must be a pair (q_ids, k_ids) where q and k differ in length, "
+                f"{q.shape[2]} and {k.shape[2]}"
             )
         pair = (segment_ids, segment_ids)
     elif isinstance(segment_ids, (tuple, list)) and len(segment_ids) == 2:
@@ -227,7 +229,7 @@ def _cu_seqlens(name: str, cu: Any, max_name: str, longest: Any, like: Tensor) -
         integer(max_name, longest, 0)
     if values_are_known(cu):
         values = cu.tolist()
-        lengths = [end - begin for begin, end in zip(values, values[1:], strict=False)]
+        lengths = [end - begin for begin, end in pairwise(values)]
         if values[0] != 0:
             raise ValueError(f"{name} must start at 0, got {values[0]}")
         if lengths and min(lengths) < 0:

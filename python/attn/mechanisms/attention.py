@@ -34,57 +34,62 @@ def attention(
     head_gate: Tensor | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    r"""Softmax attention that never builds the Tq x Tk matrix and looks only at the keys its flags let through.
+    r"""Softmax attention that never builds the Tq x Tk matrix and looks only at the keys its flags let
+    through.
 
     .. math::
         s_{ij} = \mathrm{cap}(scale \, q_i \cdot k_j) + w_j, \qquad
         lse_i = \log \Big( e^{z} + \sum_{j \in A(i)} e^{s_{ij}} \Big), \qquad
         out_i = g_i \sum_{j \in A(i)} e^{s_{ij} - lse_i} v_j
 
-    with :math:`\mathrm{cap}(x) = c \tanh(x / c)` for ``softcap`` c, w = ``key_log_weight``, z = ``sink_logits`` and
-    g = ``head_gate``, each absent unless given. A(i) are the keys that every flag lets row i see.
+    with :math:`\mathrm{cap}(x) = c \tanh(x / c)` for ``softcap`` c, w = ``key_log_weight``, z =
+    ``sink_logits`` and g = ``head_gate``, each absent unless given. A(i) are the keys that every flag lets
+    row i see.
 
     Args:
-        q: ``[B, H, Tq, D]``, float32, bfloat16, float16 or float64 (float64 on the CPU). Any strides with a contiguous
-            last dimension are read in place, so ``x.transpose(1, 2)`` of a ``[B, T, H, D]`` tensor costs nothing.
+        q: ``[B, H, Tq, D]``, float32, bfloat16, float16 or float64 (float64 on the CPU). Any strides with a
+            contiguous last dimension are read in place, so ``x.transpose(1, 2)`` of a ``[B, T, H, D]``
+            tensor costs nothing.
         k: ``[B, Hkv, Tk, D]``; H must be a multiple of Hkv (grouped heads are never repeated in memory).
         v: ``[B, Hkv, Tk, Dv]``; Dv may differ from D.
-        layout: blocks of keys that each block of queries sees (:class:`attn.BlockLayout`); default: all. The other
-            flags apply inside it. Not together with ``cu_seqlens_q``: describe packed sequences with ``segment_ids``
-            or :func:`attn.patterns.document` instead.
+        layout: blocks of keys that each block of queries sees (:class:`attn.BlockLayout`); default: all.
+            The other flags apply inside it. Not together with ``cu_seqlens_q``: describe packed sequences
+            with ``segment_ids`` or :func:`attn.patterns.document` instead.
         causal: row i sees keys ``j <= i + Tk - Tq`` (bottom-right aligned).
-        window: ``(left, right)``: row at position ``p = i + Tk - Tq`` sees keys ``p - left <= j <= p + right``;
-            -1 = unlimited. The diagonal is not counted.
-        sink_tokens: the first n keys (of every packed sequence) are exempt from the window; causal, layout and
-            segments still hold.
+        window: ``(left, right)``: row at position ``p = i + Tk - Tq`` sees keys ``p - left <= j <= p +
+            right``; -1 = unlimited. The diagonal is not counted.
+        sink_tokens: the first n keys (of every packed sequence) are exempt from the window; causal, layout
+            and segments still hold.
         scale: default ``D ** -0.5``.
         softcap: logits become ``c * tanh(logits / c)``, c > 0, after the scale; default: off.
-        key_log_weight: float32, broadcastable to ``[B, Hkv, Tk]``, added to the logits of a key after the softcap: the
-            log of how often the key counts. -inf removes it. Differentiable.
-        segment_ids: int32 ``[B, T]``, or a pair ``(q_ids [B, Tq], k_ids [B, Tk])``. Keys of another id are invisible.
-        cu_seqlens_q: int32 ``[N + 1]``: bounds of N sequences packed along the tokens of a batch of 1. Starts at 0,
-            does not decrease; empty sequences are legal; rows past its end see nothing.
+        key_log_weight: float32, broadcastable to ``[B, Hkv, Tk]``, added to the logits of a key after the
+            softcap: the log of how often the key counts. -inf removes it. Differentiable.
+        segment_ids: int32 ``[B, T]``, or a pair ``(q_ids [B, Tq], k_ids [B, Tk])``. Keys of another id are
+            invisible.
+        cu_seqlens_q: int32 ``[N + 1]``: bounds of N sequences packed along the tokens of a batch of 1.
+            Starts at 0, does not decrease; empty sequences are legal; rows past its end see nothing.
         cu_seqlens_k: the same for keys; default ``cu_seqlens_q``.
-        max_seqlen_q, max_seqlen_k: upper bounds of the sequence lengths, for callers that have them; results do not
-            depend on them.
+        max_seqlen_q, max_seqlen_k: upper bounds of the sequence lengths, for callers that have them;
+            results do not depend on them.
         sink_logits: float32 ``[H]``: one further logit per head with a value of zero. Differentiable.
-        head_gate: broadcastable to ``[B, H, Tq]``, multiplies the output rows of each head. Differentiable. Tiles
-            whose gate is all zero are skipped where neither the lse nor a gradient of the gate is asked for.
+        head_gate: broadcastable to ``[B, H, Tq]``, multiplies the output rows of each head. Differentiable.
+            Tiles whose gate is all zero are skipped where neither the lse nor a gradient of the gate is
+            asked for.
         return_lse: also return lse.
 
     Returns:
-        out ``[B, H, Tq, Dv]`` in the dtype of q, or ``(out, lse)`` with lse ``[B, H, Tq]``, float32 (float64 for
-        float64 inputs): natural logarithm, of the attention before the gate, sink included; differentiable, and what
-        :func:`attn.merge_states` takes. A row that sees no key is 0, with lse -inf or the sink's logit, and has zero
-        gradients. out lies in memory as ``[B, Tq, H, Dv]`` if q does (so ``out.transpose(1, 2).flatten(2)`` is free),
-        else as ``[B, H, Tq, Dv]``.
+        out ``[B, H, Tq, Dv]`` in the dtype of q, or ``(out, lse)`` with lse ``[B, H, Tq]``, float32
+        (float64 for float64 inputs): natural logarithm, of the attention before the gate, sink included;
+        differentiable, and what :func:`attn.merge_states` takes. A row that sees no key is 0, with lse -inf
+        or the sink's logit, and has zero gradients. out lies in memory as ``[B, Tq, H, Dv]`` if q does (so
+        ``out.transpose(1, 2).flatten(2)`` is free), else as ``[B, H, Tq, Dv]``.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
         BackendError: no backend serves the device or dtype.
 
-    References: Dao et al. 2022 (arXiv 2205.14135); sink_tokens: Xiao et al. 2023 (arXiv 2309.17453); sink_logits:
-    Miller 2023, "Attention is off by one".
+    References: Dao et al. 2022 (arXiv 2205.14135); sink_tokens: Xiao et al. 2023 (arXiv 2309.17453);
+    sink_logits: Miller 2023, "Attention is off by one".
     """
     q, k, v = check.query_key_value("attention", q, k, v)
     left, right = check.window_pair(window)
@@ -111,8 +116,8 @@ def attention(
     else:
         if packed[0] is not None:
             raise ValueError(
-                "layout cannot be combined with cu_seqlens_q; give segment_ids, or a layout that keeps sequences apart "
-                "(attn.patterns.document)"
+                "layout cannot be combined with cu_seqlens_q; give segment_ids, or a layout that keeps "
+                "sequences apart (attn.patterns.document)"
             )
         out, lse = call(
             BlockSparse,

@@ -19,9 +19,11 @@ def block_sparse_attention(
         q: ``[B, H, Tq, D]``.
         k: ``[B, Hkv, Tk, D]``.
         v: ``[B, Hkv, Tk, Dv]``.
-        layout: :class:`attn.BlockLayout` for Tq queries and Tk keys, with a batch size of 1 or B and 1 or H heads.
-        options: the other arguments of :func:`attn.attention`, with its defaults: causal, window, sink_tokens, scale,
-            softcap, key_log_weight, segment_ids, sink_logits, head_gate, return_lse. They apply inside the layout.
+        layout: :class:`attn.BlockLayout` for Tq queries and Tk keys, with a batch size of 1 or B and 1 or H
+            heads.
+        options: the other arguments of :func:`attn.attention`, with its defaults: causal, window,
+            sink_tokens, scale, softcap, key_log_weight, segment_ids, sink_logits, head_gate, return_lse.
+            They apply inside the layout.
 
     Returns, raises: as :func:`attn.attention`.
     """

@@ -1,7 +1,7 @@
 """torch.autograd.Functions over the attend and block_sparse ops. Their arguments are checked already.
 
-``rule`` holds the ops' arguments from causal to softcap; tensors are passed one by one, because autograd, vmap and
-torch.compile look for them in the argument list only.
+``rule`` holds the ops' arguments from causal to softcap; tensors are passed one by one, because autograd,
+vmap and torch.compile look for them in the argument list only.
 """
 
 from __future__ import annotations
