@@ -75,23 +75,25 @@ template <class In> struct ForwardItem {
   }
 
   // One panel of rows against keys [a, b) of the tile.
-  template <int NV> void panel(int32_t first, int a, int b, bool masked, const Placed<T>& kt, const Modifiers<A>& mod) {
+  template <int NV> void panel(int32_t first, int a, int b, bool masked, const PanelReach& reach, const Placed<T>& kt,
+                               const Modifiers<A>& mod) {
     const int n = b - a;
     vec<A> top[NV];
     for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
     dot_panel<T, NV>(kt.data + a * kt.ld, kt.ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s, top);
     if (masked || mod.softcap > 0 || mod.key_weight)
-      modify_panel<A, NV>(s, a, b, *rows, first, *tile, mod, masked, top);
+      modify_panel<A, NV>(s, a, b, *rows, first, *tile, mod, masked, reach, top);
     softmax_panel<T, NV>(s, n, top, m + first, l + first, alpha, weights);
     values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, n, alpha, o + first * columns, columns);
   }
 
-  void thin_panel(int a, int b, bool masked, const TokenRows<In>& keys, const TokenRows<In>& vals,
-                  const Modifiers<A>& mod) {
+  void thin_panel(int a, int b, bool masked, const PanelReach& reach, const TokenRows<In>& keys,
+                  const TokenRows<In>& vals, const Modifiers<A>& mod) {
     const int n = b - a;
     vec<A> top[1] = {splat(-kInfinity<A>)};
     thin_dot(keys, a, n, thin_q, columns_q, static_cast<A>(p.scale * kLog2e), s, top);
-    if (masked || mod.softcap > 0 || mod.key_weight) modify_panel<A, 1>(s, a, b, *rows, 0, *tile, mod, masked, top);
+    if (masked || mod.softcap > 0 || mod.key_weight)
+      modify_panel<A, 1>(s, a, b, *rows, 0, *tile, mod, masked, reach, top);
     softmax_panel<A, 1>(s, n, top, m, l, alpha, s);
     thin_acc(vals, a, n, masked, s, alpha, o, columns);
   }
@@ -111,7 +113,7 @@ template <class In> struct ForwardItem {
       const bool masked = needs_mask(*tile, a, b, reach, mod.segment);
       if (thin) {
         if constexpr (kThinFits<A>) {
-          thin_panel(a, b, masked, tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim),
+          thin_panel(a, b, masked, reach, tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim),
                      tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), mod);
         }
         continue;
@@ -122,8 +124,8 @@ template <class In> struct ForwardItem {
         placed = true;
       }
       if (masked) values->check();
-      if (last - first <= L) panel<1>(first, a, b, masked, kt, mod);
-      else panel<2>(first, a, b, masked, kt, mod);
+      if (last - first <= L) panel<1>(first, a, b, masked, reach, kt, mod);
+      else panel<2>(first, a, b, masked, reach, kt, mod);
     }
   }
 

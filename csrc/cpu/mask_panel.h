@@ -21,8 +21,8 @@ template <class A> constexpr A kInfinity = static_cast<A>(__builtin_inff());
 
 // What a tile asks of the strip beyond the plain product.
 template <class A> struct Modifiers {
-  A softcap;             // in base-2 logit units; 0 = off
-  const A* key_weight;   // null, or per key of the tile, in base-2 logit units
+  A softcap;               // in base-2 logit units; 0 = off
+  const A* key_weight;     // null, or per key of the tile, in base-2 logit units
   const int32_t* segment;  // null, or per key of the tile
   const LayoutView* layout;
 };
@@ -48,6 +48,11 @@ inline Modifiers<A> load_modifiers(const AttendParams& p, const Sequence& seq, i
   return mod;
 }
 
+// Does every row with reach r see key j, as far as position tells?
+ATTN_INLINE bool all_rows_see(const KeyTile& t, int j, const PanelReach& r) {
+  return (t.position[j] >= r.max_lo && t.position[j] <= r.min_hi) || (t.exempt[j] && t.position[j] <= r.min_cap);
+}
+
 // Is a mask needed for keys [a, b) of the tile in a panel with reach r?
 inline bool needs_mask(const KeyTile& t, int a, int b, const PanelReach& r, const int32_t* segment) {
   if (t.any_slot) return true;
@@ -59,8 +64,7 @@ inline bool needs_mask(const KeyTile& t, int a, int b, const PanelReach& r, cons
   }
   if (!t.any_exempt) return t.position[a] < r.max_lo || t.position[b - 1] > r.min_hi;
   for (int i = a; i < b; ++i) {
-    const bool all = (t.position[i] >= r.max_lo && t.position[i] <= r.min_hi) || (t.exempt[i] && t.position[i] <= r.min_cap);
-    if (!all) return true;
+    if (!all_rows_see(t, i, r)) return true;
   }
   return false;
 }
@@ -175,8 +179,11 @@ template <class A, int NV> struct LaneMask {
     const int64_t words = (l.block_k + 31) / 32;
     Ints<A> mask;
     for (int i = 0; i < L; ++i) {
-      const int32_t lane = v * L + i, key = first + (lane < count ? lane : 0), slot = tile.slot[key], column = tile.column[key];
-      mask[i] = slot < 0 ? -1 : -((l.bits[(slot * l.block_q + rows.block_row[r]) * words + column / 32] >> (column % 32)) & 1);
+      const int32_t lane = v * L + i, key = first + (lane < count ? lane : 0), slot = tile.slot[key],
+                    column = tile.column[key];
+      mask[i] = slot < 0
+                    ? -1
+                    : -((l.bits[(slot * l.block_q + rows.block_row[r]) * words + column / 32] >> (column % 32)) & 1);
     }
     return mask;
   }
@@ -187,18 +194,19 @@ template <class A> ATTN_INLINE vec<A> soft_cap(vec<A> x, A cap) { return cap * t
 // Rewrites scores s [b - a][NV * L] of keys [a, b) and recomputes their maximum.
 template <class A, int NV>
 inline void modify_panel(A* s, int a, int b, const RowBlock& rows, int32_t first, const KeyTile& t,
-                         const Modifiers<A>& mod, bool masked, vec<A>* top) {
+                         const Modifiers<A>& mod, bool masked, const PanelReach& reach, vec<A>* top) {
   constexpr int L = Lanes<A>::n;
   PanelMask<A, NV> mask(rows, first, t, mod);
   for (int v = 0; v < NV; ++v) top[v] = splat(-kInfinity<A>);
   for (int j = a; j < b; ++j, s += NV * L) {
     Ints<A> keep[NV] = {};
-    if (masked) mask.of_key(j, keep);
+    const bool cut = masked && (mod.segment || t.slot[j] >= 0 || !all_rows_see(t, j, reach));
+    if (cut) mask.of_key(j, keep);
     for (int v = 0; v < NV; ++v) {
       vec<A> x = load(s + v * L);
       if (mod.softcap > 0) x = soft_cap<A>(x, mod.softcap);
       if (mod.key_weight) x += mod.key_weight[j];
-      if (masked) x = keep[v] ? x : splat(-kInfinity<A>);
+      if (cut) x = keep[v] ? x : splat(-kInfinity<A>);
       top[v] = vmax(x, top[v]);
       store(s + v * L, x);
     }

@@ -22,11 +22,21 @@ template <class In> struct TokenRows {
   int runs, n;
   const int32_t *page, *index;  // page of each row and its index there; may be null where runs == 1
 
+  // Starts fetching row i; scattered rows defeat the hardware's own prefetching.
+  ATTN_INLINE void prefetch(int64_t i) const {
+    if (runs == 1 || i >= n) return;
+    const char* at = reinterpret_cast<const char*>(row(i));
+    for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(In)); byte += 64) __builtin_prefetch(at + byte);
+  }
+
   const In* row(int64_t i) const {
     if (runs == 1) return base + run[0].page * page_stride + (run[0].begin + i) * stride;
     return base + page[i] * page_stride + index[i] * stride;
   }
 };
+
+// Rows fetched ahead while a scattered tile is packed: a memory access (100 ns) against about 10 ns a row.
+constexpr int64_t kPrefetchRows = 12;
 
 // Where an operand tile lies: in place or in scratch.
 template <class T> struct Placed {
@@ -41,7 +51,10 @@ template <class T, class In> inline Placed<T> place_rows(const TokenRows<In>& t,
       reinterpret_cast<uintptr_t>(t.base) % sizeof(T) == 0) {
     return {reinterpret_cast<const T*>(t.row(0)), t.stride / kPair<T>};
   }
-  for (int64_t i = 0; i < t.n; ++i) Pack<T, In>::row(t.row(i), t.dim, scratch + i * depth, depth);
+  for (int64_t i = 0; i < t.n; ++i) {
+    t.prefetch(i + kPrefetchRows);
+    Pack<T, In>::row(t.row(i), t.dim, scratch + i * depth, depth);
+  }
   return {scratch, depth};
 }
 
@@ -52,6 +65,7 @@ inline Placed<T> place_columns(const TokenRows<In>& t, const Placed<T>* rows, T*
   const int64_t ld = round_up_lanes<T>(t.dim);
   if (kPair<T> == 1 && t.dim == ld) return rows ? *rows : place_rows<T, In>(t, scratch);
   for (int64_t i = 0; i < t.n; i += kPair<T>) {
+    for (int64_t j = 0; j < kPair<T>; ++j) t.prefetch(i + kPrefetchRows + j);
     pack_row_pair<T, In>(t.row(i), i + 1 < t.n ? t.row(i + 1) : nullptr, t.dim, scratch + i / kPair<T> * ld, ld);
   }
   return {scratch, ld};
@@ -105,6 +119,7 @@ template <class T, class In> struct ColumnOperand {
   void check() {
     if (checked) return;
     checked = true;
+    if (all_finite()) return;
     for (int i = 0; i < rows.n; ++i) {
       if (!row_is_finite(rows.row(i), rows.dim)) bad[bad_count++] = static_cast<int16_t>(i);
     }
@@ -115,6 +130,26 @@ template <class T, class In> struct ColumnOperand {
       at = {scratch, columns()};
     }
     for (int i = 0; i < bad_count; ++i) clear_row(scratch, at.ld, bad[i]);
+  }
+
+  // One sweep over the placed tile. 0 * x is NaN where x isn't finite.
+  bool all_finite() const {
+    constexpr int L = kLanes<T>;
+    const int64_t n = depth_of<T>(rows.n);
+    vec<Acc<T>> sum{};
+    for (int64_t i = 0; i < n; ++i) {
+      for (int64_t x = 0; x < columns(); x += L) {
+        if constexpr (kPairRows<T>) {
+          const u32v u = load(at.data + i * at.ld + x);
+          sum += bit_cast<f32v>(u & 0xffff0000u) * 0.0f + bit_cast<f32v>(u << 16) * 0.0f;
+        } else {
+          sum += load(at.data + i * at.ld + x) * Acc<T>{0};
+        }
+      }
+    }
+    Acc<T> total = 0;
+    for (int k = 0; k < L; ++k) total += sum[k];
+    return total == 0;
   }
 
   int64_t columns() const { return round_up_lanes<T>(rows.dim); }
