@@ -1,0 +1,210 @@
+"""Interleaved timing: every candidate of a case runs in turn, round after round, so that a machine whose speed drifts
+drifts for all of them. Medians are reported, and ratios of times taken in the same round."""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import datetime
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+
+import attn
+
+HERE = pathlib.Path(__file__).parent
+
+
+class Machine:
+    """Ceilings of this machine, measured when first asked for."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        library = pathlib.Path(tempfile.mkdtemp(prefix="attn-peak-")) / "peak.so"
+        source = str(HERE / "peak.cpp")
+        compiler = os.environ.get("CXX", "g++")
+        flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
+        subprocess.run([compiler, *flags, source, "-o", str(library)], check=True)
+        self._lib = ctypes.CDLL(str(library))
+        for name in ("fma_peak", "bf16_peak"):
+            getattr(self._lib, name).restype = ctypes.c_double
+            getattr(self._lib, name).argtypes = [ctypes.c_double]
+        self._lib.read_all.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+        self._lib.read_all.restype = ctypes.c_float
+
+    def _on_threads(self, call: Callable[[], float]) -> float:
+        results = [0.0] * self.threads
+
+        def body(i: int) -> None:
+            results[i] = call()
+
+        workers = [threading.Thread(target=body, args=(i,)) for i in range(self.threads)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        return sum(results)
+
+    def fma_gflops(self) -> float:
+        """float32 multiply-add peak of all threads together, GFLOP/s."""
+        return self._on_threads(lambda: self._lib.fma_peak(0.3))
+
+    def flops(self, dtype: torch.dtype) -> float:
+        """Peak for a dtype: of the bf16 dot instruction where the CPU has one, else of float32 arithmetic."""
+        if dtype == torch.bfloat16:
+            peak = self._on_threads(lambda: self._lib.bf16_peak(0.3))
+            if peak > 0:
+                return peak
+        return self.fma_gflops()
+
+    def read_gbs(self, megabytes: int = 512) -> float:
+        """Read bandwidth of all threads together, GB/s, best of five passes over `megabytes`."""
+        data = torch.ones(megabytes * 262144)
+        share = data.numel() * 4 // self.threads
+        best = 0.0
+        for _ in range(5):
+            start = time.perf_counter()
+            offsets = iter(range(self.threads))
+
+            def call() -> float:
+                self._lib.read_all(data.data_ptr() + next(offsets) * share, share)
+                return 0.0
+
+            self._on_threads(call)
+            best = max(best, share * self.threads / (time.perf_counter() - start) * 1e-9)
+        return best
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of every candidate (default: all)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a case (default 5)")
+    parser.add_argument("--quick", action="store_true", help="few small cases, two rounds: checks that the script works")
+    parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
+    parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    return parser
+
+
+class Bench:
+    """Collects cases; `finish` prints and writes what was measured."""
+
+    def __init__(self, title: str, args: argparse.Namespace) -> None:
+        torch.set_num_threads(args.threads)
+        self.args, self.title, self.rows = args, title, []
+        self.rounds = 2 if args.quick else args.rounds
+        self.machine = Machine(args.threads)
+        self._peaks: dict[str, float] = {}
+
+    def peak(self, dtype: torch.dtype) -> float:
+        return self._peaks.setdefault(str(dtype), self.machine.flops(dtype))
+
+    def wanted(self, name: str) -> bool:
+        return self.args.only in name
+
+    def run(self, name: str, candidates: dict[str, Callable[[], object]], *, ours: str = "attn",
+            gflop: float | None = None, dtype: torch.dtype | None = None, gbytes: float | None = None,
+            bars: dict[str, float] | None = None) -> dict | None:
+        """Times `candidates` in turn. `gflop` and `gbytes` are the work of one call; `bars` maps a peer to the ratio
+        peer time / our time that is asked for."""
+        if not self.wanted(name):
+            return None
+        for call in candidates.values():
+            call()  # warm-up: compilation, caches, page faults
+        times: dict[str, list[float]] = {key: [] for key in candidates}
+        for _ in range(self.rounds):
+            for key, call in candidates.items():
+                times[key].append(_time(call))
+        row: dict = {"case": name, "ms": {}, "spread": {}, "ratio": {}, "bar": bars or {}}
+        for key, values in times.items():
+            row["ms"][key] = statistics.median(values) * 1e3
+            row["spread"][key] = (max(values) - min(values)) / statistics.median(values)
+        mine = times[ours]
+        for key, values in times.items():
+            if key != ours:
+                row["ratio"][key] = statistics.median(v / m for v, m in zip(values, mine, strict=True))
+        seconds = row["ms"][ours] * 1e-3
+        if gflop is not None:
+            row["gflops"] = gflop / seconds
+            if dtype is not None:
+                row["share_of_peak"] = row["gflops"] / self.peak(dtype)
+        if gbytes is not None:
+            self._peaks.setdefault("read", self.machine.read_gbs())
+            row["gbs"] = gbytes / seconds
+            row["share_of_read_bandwidth"] = row["gbs"] / self._peaks["read"]
+        self.rows.append(row)
+        _print_row(row)
+        return row
+
+    def finish(self) -> None:
+        record = {
+            "title": self.title,
+            "command": " ".join(["python", *sys.argv]),
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "threads": self.args.threads,
+            "cpu": _cpu_name(),
+            "platform": platform.platform(),
+            "torch": torch.__version__,
+            "attn": attn.__version__,
+            "isa": attn.info()["cpu_isa"] if "cpu_isa" in attn.info() else None,
+            "peaks": self._peaks,
+            "rows": self.rows,
+        }
+        print("peaks:", ", ".join(f"{k} {v:.1f}" for k, v in self._peaks.items()) or "none asked for")
+        missed = [(r["case"], peer, bar, r["ratio"][peer]) for r in self.rows for peer, bar in r["bar"].items()
+                  if peer in r["ratio"] and r["ratio"][peer] < bar]
+        for case, peer, bar, ratio in missed:
+            print(f"below the bar: {case}: {ratio:.2f}x {peer}, asked for {bar:g}x")
+        if self.args.json:
+            self.args.json.parent.mkdir(parents=True, exist_ok=True)
+            self.args.json.write_text(json.dumps(record, indent=1) + "\n")
+            print("wrote", self.args.json)
+
+
+def _time(call: Callable[[], object]) -> float:
+    """Seconds of one call; calls below 5 ms are repeated until 20 ms have passed."""
+    start = time.perf_counter()
+    call()
+    once = time.perf_counter() - start
+    if once > 5e-3:
+        return once
+    repeats = max(1, int(20e-3 / max(once, 1e-7)))
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _print_row(row: dict) -> None:
+    parts = [f"{key} {ms:.3f} ms (±{row['spread'][key] * 50:.0f} %)" for key, ms in row["ms"].items()]
+    parts += [f"{ratio:.2f}x {key}" for key, ratio in row["ratio"].items()]
+    if "gflops" in row:
+        share = f" = {row['share_of_peak'] * 100:.0f} % of peak" if "share_of_peak" in row else ""
+        parts.append(f"{row['gflops']:.1f} GFLOP/s{share}")
+    if "gbs" in row:
+        parts.append(f"{row['gbs']:.1f} GB/s = {row['share_of_read_bandwidth'] * 100:.0f} % of read bandwidth")
+    print(f"{row['case']}: " + ", ".join(parts), flush=True)
+
+
+def _cpu_name() -> str:
+    try:
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor()
+
+
+def attention_gflop(q_len: int, k_len: int, heads: int, dim: int, *, causal: bool = False, backward: bool = False) -> float:
+    """4 Tq Tk D H, half if causal; forward plus backward counts 3.5 times the forward."""
+    return 4 * q_len * k_len * dim * heads * (0.5 if causal else 1.0) * (3.5 if backward else 1.0) * 1e-9

@@ -1,0 +1,89 @@
+// What this machine can do, measured on the spot: multiply-add peak in float32 and bf16, and read bandwidth. Built by
+// common.py with -march=native for the machine it runs on; not part of the package.
+#include <immintrin.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#else
+constexpr int kLanes = 8;
+#endif
+typedef float vec __attribute__((vector_size(kLanes * 4)));
+
+}  // namespace
+
+extern "C" {
+
+// GFLOP/s of one thread.
+double fma_peak(double duration) {
+  constexpr int kChains = 12;  // more than latency x throughput of any current core
+  vec a[kChains];
+  for (int i = 0; i < kChains; ++i) a[i] = vec{} + 0.1f * i;
+  vec b = vec{} + 0.999f, c = vec{} + 1e-3f;
+  double best = 0;
+  const double end = seconds() + duration;
+  while (seconds() < end) {
+    constexpr int64_t kSteps = 200000;
+    const double start = seconds();
+    for (int64_t n = 0; n < kSteps; ++n) {
+      for (int i = 0; i < kChains; ++i) a[i] = a[i] * b + c;
+      asm volatile("" : "+x"(b), "+x"(c));
+    }
+    const double rate = kSteps * kChains * kLanes * 2 / (seconds() - start) * 1e-9;
+    if (rate > best) best = rate;
+  }
+  volatile float sink = 0;
+  for (int i = 0; i < kChains; ++i) sink = sink + a[i][0];
+  return best;
+}
+
+// GFLOP/s of the bf16 dot instruction, 0 where there is none.
+double bf16_peak(double duration) {
+#if defined(__AVX512BF16__)
+  __m512 a[12];
+  for (auto& x : a) x = _mm512_set1_ps(0.5f);
+  __m512bh b = (__m512bh)_mm512_set1_epi16(0x3f00), c = (__m512bh)_mm512_set1_epi16(0x3f00);
+  double best = 0;
+  const double end = seconds() + duration;
+  while (seconds() < end) {
+    constexpr int64_t kSteps = 200000;
+    const double start = seconds();
+    for (int64_t n = 0; n < kSteps; ++n) {
+      for (auto& x : a) x = _mm512_dpbf16_ps(x, b, c);
+      asm volatile("" : "+v"(b), "+v"(c));
+    }
+    const double rate = kSteps * 12 * 64 / (seconds() - start) * 1e-9;
+    if (rate > best) best = rate;
+  }
+  volatile float sink = 0;
+  for (auto& x : a) sink = sink + x[0];
+  return best;
+#else
+  (void)duration;
+  return 0;
+#endif
+}
+
+// Sums `bytes` of memory once; the caller times it (on as many threads as it likes).
+float read_all(const void* data, int64_t bytes) {
+  const char* p = static_cast<const char*>(data);
+  vec sum[8] = {};
+  for (int64_t i = 0; i + static_cast<int64_t>(sizeof sum) <= bytes; i += sizeof sum) {
+    for (int k = 0; k < 8; ++k) {
+      vec x;
+      std::memcpy(&x, p + i + k * sizeof(vec), sizeof x);
+      sum[k] += x;
+    }
+  }
+  float total = 0;
+  for (auto& v : sum) total += v[0];
+  return total;
+}
+}
