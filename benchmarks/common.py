@@ -87,9 +87,13 @@ class Machine:
 
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="threads of every candidate (default: all)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of every candidate (default: all)"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds a case (default 5)")
-    parser.add_argument("--quick", action="store_true", help="few small cases, two rounds: checks that the script works")
+    parser.add_argument(
+        "--quick", action="store_true", help="few small cases, two rounds: checks that the script works"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="write all figures to this file")
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
     return parser
@@ -111,9 +115,17 @@ class Bench:
     def wanted(self, name: str) -> bool:
         return self.args.only in name
 
-    def run(self, name: str, candidates: dict[str, Callable[[], object]], *, ours: str = "attn",
-            gflop: float | None = None, dtype: torch.dtype | None = None, gbytes: float | None = None,
-            bars: dict[str, float] | None = None) -> dict | None:
+    def run(
+        self,
+        name: str,
+        candidates: dict[str, Callable[[], object]],
+        *,
+        ours: str = "attn",
+        gflop: float | None = None,
+        dtype: torch.dtype | None = None,
+        gbytes: float | None = None,
+        bars: dict[str, float] | None = None,
+    ) -> dict | None:
         """Times `candidates` in turn. `gflop` and `gbytes` are the work of one call; `bars` maps a peer to the ratio
         peer time / our time that is asked for."""
         if not self.wanted(name):
@@ -160,8 +172,12 @@ class Bench:
             "rows": self.rows,
         }
         print("peaks:", ", ".join(f"{k} {v:.1f}" for k, v in self._peaks.items()) or "none asked for")
-        missed = [(r["case"], peer, bar, r["ratio"][peer]) for r in self.rows for peer, bar in r["bar"].items()
-                  if peer in r["ratio"] and r["ratio"][peer] < bar]
+        missed = [
+            (r["case"], peer, bar, r["ratio"][peer])
+            for r in self.rows
+            for peer, bar in r["bar"].items()
+            if peer in r["ratio"] and r["ratio"][peer] < bar
+        ]
         for case, peer, bar, ratio in missed:
             print(f"below the bar: {case}: {ratio:.2f}x {peer}, asked for {bar:g}x")
         if self.args.json:
@@ -191,7 +207,9 @@ def _print_row(row: dict) -> None:
         share = f" = {row['share_of_peak'] * 100:.0f} % of peak" if "share_of_peak" in row else ""
         parts.append(f"{row['gflops']:.1f} GFLOP/s{share}")
     if "gbs" in row:
-        parts.append(f"{row['gbs']:.1f} GB/s = {row['share_of_read_bandwidth'] * 100:.0f} % of read bandwidth")
+        parts.append(
+            f"{row['gbs']:.1f} GB/s = {row['share_of_read_bandwidth'] * 100:.0f} % of read bandwidth"
+        )
     print(f"{row['case']}: " + ", ".join(parts), flush=True)
 
 
@@ -205,6 +223,8 @@ def _cpu_name() -> str:
     return platform.processor()
 
 
-def attention_gflop(q_len: int, k_len: int, heads: int, dim: int, *, causal: bool = False, backward: bool = False) -> float:
+def attention_gflop(
+    q_len: int, k_len: int, heads: int, dim: int, *, causal: bool = False, backward: bool = False
+) -> float:
     """4 Tq Tk D H, half if causal; forward plus backward counts 3.5 times the forward."""
     return 4 * q_len * k_len * dim * heads * (0.5 if causal else 1.0) * (3.5 if backward else 1.0) * 1e-9

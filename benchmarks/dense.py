@@ -1,6 +1,6 @@
 """Dense attention against PyTorch SDPA and, in bf16, against the plain matmul form, forward and forward + backward.
 
-    python benchmarks/dense.py [--json FILE] [--only bf16]
+python benchmarks/dense.py [--json FILE] [--only bf16]
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Naive:
 def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> torch.Tensor:
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if causal:
-        scores = scores.masked_fill(torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(1), float("-inf"))
+        scores = scores.masked_fill(
+            torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(1), float("-inf")
+        )
     return torch.softmax(scores, -1) @ v
 
 
@@ -54,7 +56,9 @@ def main() -> None:
     bench.finish()
 
 
-def case(bench: Bench, heads: int, dtype: torch.dtype, dim: int, length: int, causal: bool, backward: bool) -> None:
+def case(
+    bench: Bench, heads: int, dtype: torch.dtype, dim: int, length: int, causal: bool, backward: bool
+) -> None:
     kind = "forward+backward" if backward else "forward"
     name = f"{kind} {str(dtype)[6:]} T={length} D={dim} {'causal' if causal else 'full'}"
     if not bench.wanted(name) or (backward and length > 8192):

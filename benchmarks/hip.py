@@ -33,7 +33,12 @@ def main() -> None:
         gflop = attention_gflop(length, length, args.heads, 64, causal=True)
         name = f"T={length} H={args.heads} D=64 bf16"
         if length < args.one_head_from:
-            candidates = {"hip": hip, "sdpa": lambda: sdpa(q, k, v, is_causal=True), "select": select, "dense": dense}
+            candidates = {
+                "hip": hip,
+                "sdpa": lambda: sdpa(q, k, v, is_causal=True),
+                "select": select,
+                "dense": dense,
+            }
             bench.run(name, candidates, ours="hip", bars={"sdpa": bars.get(length, 1.0)})
             continue
         if not bench.wanted(name):
@@ -51,11 +56,20 @@ def main() -> None:
                 times[key].append(time.perf_counter() - start)
         ms = {key: statistics.median(values) * 1e3 for key, values in times.items()}
         ms["sdpa"] = sdpa_one * args.heads * 1e3
-        row = {"case": name + " (sdpa: one head x heads)", "ms": ms, "spread": {}, "ratio": {"sdpa": ms["sdpa"] / ms["hip"]},
-               "bar": {"sdpa": bars.get(length, 1.0)}, "dense_gflop": gflop}
+        row = {
+            "case": name + " (sdpa: one head x heads)",
+            "ms": ms,
+            "spread": {},
+            "ratio": {"sdpa": ms["sdpa"] / ms["hip"]},
+            "bar": {"sdpa": bars.get(length, 1.0)},
+            "dense_gflop": gflop,
+        }
         bench.rows.append(row)
-        print(f"{row['case']}: hip {ms['hip']:.0f} ms (selection {ms['select']:.0f}), sdpa {ms['sdpa']:.0f} ms, "
-              f"{row['ratio']['sdpa']:.1f}x", flush=True)
+        print(
+            f"{row['case']}: hip {ms['hip']:.0f} ms (selection {ms['select']:.0f}), sdpa {ms['sdpa']:.0f} ms, "
+            f"{row['ratio']['sdpa']:.1f}x",
+            flush=True,
+        )
     bench.finish()
 
 

@@ -1,0 +1,63 @@
+"""Decoding (Tq = 1, grouped heads) against the read bandwidth of this machine, PyTorch SDPA and the plain matmul form;
+paged against contiguous caches.
+
+    python benchmarks/decode.py [--json FILE]
+"""
+
+from __future__ import annotations
+
+import torch
+from common import Bench, arguments
+
+import attn
+
+sdpa = torch.nn.functional.scaled_dot_product_attention
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, default=32768)
+    args = parser.parse_args()
+    bench = Bench("decode", args)
+    batch, heads, heads_kv, keys = 4, 32, 8, 1024 if args.quick else args.keys
+    lengths = torch.full((batch,), keys, dtype=torch.int32)
+    for dtype in (torch.float32, torch.bfloat16):
+        for dim in (64, 128):
+            q = torch.randn(batch, heads, 1, dim, dtype=dtype)
+            k, v = (torch.randn(batch, heads_kv, keys, dim, dtype=dtype) for _ in range(2))
+            gbytes = 2 * k.numel() * k.element_size() * 1e-9
+            name = f"B={batch} H={heads}/{heads_kv} keys={keys} D={dim} {str(dtype)[6:]}"
+
+            def folded(q=q, k=k, v=v, dim=dim):
+                rows = q.view(batch, heads_kv, heads // heads_kv, dim) * dim**-0.5
+                return torch.softmax(rows @ k.transpose(-1, -2), -1) @ v
+
+            page = 64
+            order = torch.randperm(batch * keys // page)
+            table = order.view(batch, -1).to(torch.int32)
+            pages_k, pages_v = (
+                torch.empty(batch * keys // page, heads_kv, page, dim, dtype=dtype) for _ in range(2)
+            )
+            for cache, pages in ((k, pages_k), (v, pages_v)):
+                pages[order] = (
+                    cache.view(batch, heads_kv, -1, page, dim)
+                    .transpose(1, 2)
+                    .reshape(-1, heads_kv, page, dim)
+                )
+            bench.run(
+                name,
+                {
+                    "attn": lambda q=q, k=k, v=v: attn.decode_attention(q, k, v, seqlens=lengths),
+                    "paged": lambda q=q, k=pages_k, v=pages_v, t=table: attn.decode_attention(
+                        q, k, v, seqlens=lengths, block_table=t
+                    ),
+                    "folded matmul": folded,
+                    "sdpa": lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True),
+                },
+                gbytes=gbytes,
+            )
+    bench.finish()
+
+
+if __name__ == "__main__":
+    main()
