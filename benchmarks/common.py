@@ -1,5 +1,5 @@
-"""Interleaved timing: every candidate of a case runs in turn, round after round, so that a machine whose speed drifts
-drifts for all of them. Medians are reported, and ratios of times taken in the same round."""
+"""Interleaved timing: every candidate of a case runs in turn, round after round, so that a machine whose
+speed drifts drifts for all of them. Medians are reported, and ratios of times taken in the same round."""
 
 from __future__ import annotations
 
@@ -126,8 +126,8 @@ class Bench:
         gbytes: float | None = None,
         bars: dict[str, float] | None = None,
     ) -> dict | None:
-        """Times `candidates` in turn. `gflop` and `gbytes` are the work of one call; `bars` maps a peer to the ratio
-        peer time / our time that is asked for."""
+        """Times `candidates` in turn. `gflop` and `gbytes` are the work of one call; `bars` maps a peer to the
+        ratio peer time / our time that is asked for."""
         if not self.wanted(name):
             return None
         for call in candidates.values():
@@ -167,7 +167,7 @@ class Bench:
             "platform": platform.platform(),
             "torch": torch.__version__,
             "attn": attn.__version__,
-            "isa": attn.info()["cpu_isa"] if "cpu_isa" in attn.info() else None,
+            "isa": attn.info().get("cpu_isa"),
             "peaks": self._peaks,
             "rows": self.rows,
         }

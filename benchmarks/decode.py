@@ -1,5 +1,5 @@
-"""Decoding (Tq = 1, grouped heads) against the read bandwidth of this machine, PyTorch SDPA and the plain matmul form;
-paged against contiguous caches.
+"""Decoding (Tq = 1, grouped heads) against the read bandwidth of this machine, PyTorch SDPA and the plain
+matmul form; paged against contiguous caches.
 
     python benchmarks/decode.py [--json FILE]
 """
@@ -15,7 +15,7 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument("--keys", type=int, default=32768)
     args = parser.parse_args()
     bench = Bench("decode", args)

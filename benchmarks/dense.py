@@ -1,4 +1,5 @@
-"""Dense attention against PyTorch SDPA and, in bf16, against the plain matmul form, forward and forward + backward.
+"""Dense attention against PyTorch SDPA and, in bf16, against the plain matmul form, forward and forward +
+backward.
 
 python benchmarks/dense.py [--json FILE] [--only bf16]
 """
@@ -41,7 +42,7 @@ def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> to
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384])
     args = parser.parse_args()

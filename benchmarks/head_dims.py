@@ -14,7 +14,7 @@ DIMS = (64, 6, 32, 40, 48, 80, 96, 128, 160, 192, 256)
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0]).parse_args()
+    args = arguments(__doc__.split("\n\n")[0]).parse_args()
     bench = Bench("head_dims", args)
     length = 256 if args.quick else 4096
     for dtype in (torch.float32, torch.bfloat16):

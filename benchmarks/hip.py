@@ -1,5 +1,5 @@
-"""HiP attention, selection included, against PyTorch SDPA causal. SDPA is quadratic, so from --one-head-from tokens on
-it is timed on one head and its time multiplied by the number of heads (the row says so).
+"""HiP attention, selection included, against PyTorch SDPA causal. SDPA is quadratic, so from --one-head-
+from tokens on it is timed on one head and its time multiplied by the number of heads (the row says so).
 
     python benchmarks/hip.py [--json FILE] [--lengths 32768 131072]
 """
@@ -18,7 +18,7 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument("--lengths", type=int, nargs="*", default=[8192, 32768, 131072])
     parser.add_argument("--one-head-from", type=int, default=65536)
     parser.add_argument("--heads", type=int, default=8)

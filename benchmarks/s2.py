@@ -1,5 +1,5 @@
-"""S2 attention at long context against PyTorch SDPA causal (timed on one head, its time multiplied by the heads) and
-against our own dense kernel per kept flop; forward and a training step.
+"""S2 attention at long context against PyTorch SDPA causal (timed on one head, its time multiplied by the
+heads) and against our own dense kernel per kept flop; forward and a training step.
 
     python benchmarks/s2.py [--length 131072] [--json FILE]
 """
@@ -17,14 +17,14 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument("--length", type=int, default=131072)
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=128)
     args = parser.parse_args()
     bench = Bench("s2", args)
     length = 2048 if args.quick else args.length
-    options = dict(block_size=64, local_blocks=16, vert_stride=16)
+    options = {"block_size": 64, "local_blocks": 16, "vert_stride": 16}
     q, k, v = (torch.randn(1, args.heads, length, args.dim, dtype=torch.bfloat16) for _ in range(3))
     dense_length = min(length, 8192)
     d = [x[:, :, :dense_length].contiguous() for x in (q, k, v)]
@@ -44,7 +44,8 @@ def main() -> None:
         dtype=torch.bfloat16,
     )
     if row is None:
-        return bench.finish()
+        bench.finish()
+        return
     one = [x[:, :1].contiguous() for x in (q, k, v)]
     start = time.perf_counter()
     sdpa(*one, is_causal=True)
@@ -55,7 +56,8 @@ def main() -> None:
     if dense:
         row["share_of_dense"] = row["gflops"] / dense["gflops"]
     print(
-        f"    {row['ratio']['sdpa']:.1f}x SDPA, {row.get('share_of_dense', 0) * 100:.0f} % of the dense rate per kept flop, density {density:.4f}"
+        f"    {row['ratio']['sdpa']:.1f}x SDPA, density {density:.4f}, "
+        f"{row.get('share_of_dense', 0) * 100:.0f} % of the dense rate per kept flop"
     )
     grad = torch.randn_like(q)
     for x in (q, k, v):

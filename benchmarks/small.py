@@ -14,7 +14,7 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
 def main() -> None:
-    args = arguments(__doc__.splitlines()[0]).parse_args()
+    args = arguments(__doc__.split("\n\n")[0]).parse_args()
     bench = Bench("small", args)
     shapes = [(1, 1, 1), (1, 8, 1)] + [
         (b, h, t) for t in (128, 256, 512) for b, h in ((1, 1), (1, 2), (1, 8), (4, 12))

@@ -1,5 +1,6 @@
-"""Window, document and random block masks against compiled FlexAttention (forward), and against masked SDPA forward +
-backward. "share of dense" is our rate per kept flop relative to our own dense rate at the same length.
+"""Window, document and random block masks against compiled FlexAttention (forward), and against masked SDPA
+forward + backward. "share of dense" is our rate per kept flop relative to our own dense rate at the same
+length.
 
     python benchmarks/sparse.py [--json FILE]
 """
@@ -46,7 +47,7 @@ def masks(length: int):
 
 
 def main() -> None:
-    parser = arguments(__doc__.splitlines()[0])
+    parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument(
         "--no-flex", action="store_true", help="leave FlexAttention out (it compiles for seconds a mask)"
     )
@@ -81,7 +82,8 @@ def main() -> None:
                 if row and dense:
                     row["share_of_dense"] = row["gflops"] / dense["gflops"]
                     print(
-                        f"    density {layout.density():.3f}, {row['share_of_dense'] * 100:.0f} % of the dense rate per kept flop"
+                        f"    density {layout.density():.3f}, "
+                        f"{row['share_of_dense'] * 100:.0f} % of the dense rate per kept flop"
                     )
                 if length <= 4096:
                     train(bench, title, layout, [x.detach().clone().requires_grad_() for x in (q, k, v)])
