@@ -5,9 +5,13 @@ set(ATTN_OPS_SOURCES
   csrc/ops/attend.cpp
   csrc/ops/attend_args.cpp
   csrc/ops/attend_run.cpp
+  csrc/ops/block_sparse.cpp
+  csrc/ops/hip.cpp
+  csrc/ops/layout_args.cpp
   csrc/ops/merge.cpp
   csrc/ops/parallel.cpp
-  csrc/ops/register.cpp)
+  csrc/ops/register.cpp
+  csrc/ops/s2.cpp)
 
 find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
 

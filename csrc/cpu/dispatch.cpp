@@ -37,6 +37,7 @@ namespace cpu {
 
 void attend_forward(const AttendParams& params) { kernels().attend_forward(params); }
 void attend_backward(const AttendBackwardParams& params) { kernels().attend_backward(params); }
+void hip_select(const SelectParams& params) { kernels().hip_select(params); }
 
 void merge_states(const MergeStatesParams& params) { kernels().merge_states(params); }
 void merge_states_backward(const MergeStatesBackwardParams& params) { kernels().merge_states_backward(params); }

@@ -9,6 +9,7 @@ extern const Kernels kernel_table;
 const Kernels kernel_table = {
     .attend_forward = run_attend_forward,
     .attend_backward = run_attend_backward,
+    .hip_select = run_hip_select,
     .merge_states = merge_states,
     .merge_states_backward = merge_states_backward,
 };

@@ -10,6 +10,7 @@ namespace attn {
 struct Kernels {
   void (*attend_forward)(const AttendParams&);
   void (*attend_backward)(const AttendBackwardParams&);
+  void (*hip_select)(const SelectParams&);
   void (*merge_states)(const MergeStatesParams&);
   void (*merge_states_backward)(const MergeStatesBackwardParams&);
 };
@@ -24,5 +25,6 @@ ATTN_NAMESPACE_BEGIN
 // Entries of the table that have a translation unit of their own, kernels_<family>.cpp.
 void run_attend_forward(const AttendParams& params);
 void run_attend_backward(const AttendBackwardParams& params);
+void run_hip_select(const SelectParams& params);
 
 ATTN_NAMESPACE_END

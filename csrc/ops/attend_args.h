@@ -54,6 +54,9 @@ std::tuple<Tensor, Tensor> run_forward(const Check& check, AttendParams& p, cons
 // Runs the backward pass for params that lack only out and lse. A gradient that isn't wanted has no elements.
 Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensors& t, const std::vector<bool>& wanted);
 
+// What mechanisms without modifiers return.
+inline std::tuple<Tensor, Tensor, Tensor> first_three(const Gradients& g) { return {g[kQ], g[kK], g[kV]}; }
+
 // An uninitialised [B, H, T, features] tensor. It lies in memory as [B, T, H, features] where `like` is a transposed
 // view of that form, so that models which hold tokens before heads get their own order back.
 Tensor new_in_order_of(const Tensor& like, int64_t features);

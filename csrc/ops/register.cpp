@@ -12,13 +12,39 @@
 // wanted has no elements.
 #define ATTN_SAVED "Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool[] wanted, "
 #define ATTN_GRADS "(Tensor dq, Tensor dk, Tensor dv, Tensor dkey_log_weight, Tensor dsink_logits, Tensor dhead_gate)"
+#define ATTN_QKV_GRADS "(Tensor dq, Tensor dk, Tensor dv)"
+#define ATTN_LAYOUT                                                                                  \
+  "Tensor kv_count, Tensor kv_index, Tensor? full_count, Tensor? full_index, Tensor? partial_slot, " \
+  "Tensor? partial_bits, SymInt block_q, SymInt block_k, "
+#define ATTN_S2                                                                               \
+  "SymInt block_size=64, SymInt local_blocks=8, SymInt vert_stride=8, SymInt head_offset=0, " \
+  "SymInt? head_step=None, SymInt dense_heads=0, bool homogeneous=False, bool causal=True, float? scale=None"
+#define ATTN_HIP_SELECTED                                                                                  \
+  "Tensor index, Tensor count, SymInt block_size_q=64, SymInt block_size_k=2, SymInt sliding_window=256, " \
+  "SymInt sink_tokens=16, bool causal=True, float? scale=None"
 
 STABLE_TORCH_LIBRARY(attn, m) {
   m.def("attend_forward(Tensor q, Tensor k, Tensor v, " ATTN_RULE ATTN_PACKED ATTN_SINK_GATE
         ", bool skip_gated=False) -> (Tensor out, Tensor lse)");
   m.def("attend_backward(" ATTN_SAVED ATTN_RULE ATTN_PACKED ATTN_SINK_GATE ") -> " ATTN_GRADS);
+  m.def("block_sparse_backward(" ATTN_SAVED ATTN_LAYOUT ATTN_RULE ATTN_SINK_GATE ") -> " ATTN_GRADS);
+  m.def("block_sparse_forward(Tensor q, Tensor k, Tensor v, " ATTN_LAYOUT ATTN_RULE ATTN_SINK_GATE
+        ", bool skip_gated=False) -> (Tensor out, Tensor lse)");
+  m.def("hip_attend(Tensor q, Tensor k, Tensor v, " ATTN_HIP_SELECTED ") -> (Tensor out, Tensor lse)");
+  m.def("hip_backward(" ATTN_SAVED ATTN_HIP_SELECTED ") -> " ATTN_QKV_GRADS);
+  m.def(
+      "hip_forward(Tensor q, Tensor k, Tensor v, SymInt mask_k=512, SymInt block_size_q=64, SymInt block_size_k=2, "
+      "SymInt block_stride_q=2, SymInt sliding_window=256, SymInt sink_tokens=16, str representative='center', "
+      "str reduce_heads='none', bool causal=True, float? scale=None)"
+      " -> (Tensor out, Tensor lse, Tensor index, Tensor count)");
+  m.def(
+      "hip_select(Tensor q, Tensor k, SymInt mask_k=512, SymInt block_size_q=64, SymInt block_size_k=2, "
+      "SymInt block_stride_q=2, SymInt sliding_window=256, str representative='center', str reduce_heads='none', "
+      "bool causal=True) -> (Tensor index, Tensor count)");
   m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)");
   m.def(
       "merge_states_backward(Tensor dout, Tensor? dlse, Tensor outs, Tensor lses, Tensor lse)"
       " -> (Tensor douts, Tensor dlses)");
+  m.def("s2_backward(" ATTN_SAVED ATTN_S2 ") -> " ATTN_QKV_GRADS);
+  m.def("s2_forward(Tensor q, Tensor k, Tensor v, " ATTN_S2 ") -> (Tensor out, Tensor lse)");
 }

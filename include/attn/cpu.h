@@ -11,4 +11,7 @@ void attend_forward(const AttendParams& params);
 // Writes every row of the gradients asked for, except rows and keys past the last sequence of a packed batch.
 void attend_backward(const AttendBackwardParams& params);
 
+// Fills index and count.
+void hip_select(const SelectParams& params);
+
 }  // namespace attn::cpu

@@ -13,15 +13,22 @@ from .info import Info, info
 from .layout import BlockLayout
 from .mechanisms.attention import attention
 from .mechanisms.block_sparse import block_sparse_attention
+from .mechanisms.hip import hip_attention, hip_select
+from .mechanisms.s2 import s2_attention
 from .mechanisms.states import merge_states
+from .selection import HipSelection
 
 __all__ = [
     "BackendError",
     "BlockLayout",
+    "HipSelection",
     "Info",
     "__version__",
     "attention",
     "block_sparse_attention",
+    "hip_attention",
+    "hip_select",
     "info",
     "merge_states",
+    "s2_attention",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,22 +41,73 @@ def gradients(q: Tensor, k: Tensor, v: Tensor, wanted: list[bool]) -> tuple[Tens
     )
 
 
-@torch.library.register_fake("attn::attend_forward")
-def _attend_forward(q: Tensor, k: Tensor, v: Tensor, *options: Any, **named: Any) -> tuple[Tensor, Tensor]:
+def _forward(q: Tensor, k: Tensor, v: Tensor, *options: Any, **named: Any) -> tuple[Tensor, Tensor]:
     return results(q, v)
 
 
-@torch.library.register_fake("attn::attend_backward")
-def _attend_backward(
-    dout: Tensor,
-    dlse: Tensor | None,
+def _backward(number: int) -> Callable[..., tuple[Tensor, ...]]:
+    def fake(
+        dout: Tensor,
+        dlse: Tensor | None,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        wanted: list[bool],
+        *options: Any,
+        **named: Any,
+    ) -> tuple[Tensor, ...]:
+        return gradients(q, k, v, wanted)[:number]
+
+    return fake
+
+
+for _name in ("attend_forward", "block_sparse_forward", "s2_forward", "hip_attend"):
+    torch.library.register_fake(f"attn::{_name}")(_forward)
+for _name, _number in (
+    ("attend_backward", 6),
+    ("block_sparse_backward", 6),
+    ("s2_backward", 3),
+    ("hip_backward", 3),
+):
+    torch.library.register_fake(f"attn::{_name}")(_backward(_number))
+
+
+@torch.library.register_fake("attn::hip_select")
+def _hip_select(
+    q: Tensor,
+    k: Tensor,
+    mask_k: int = 512,
+    block_size_q: int = 64,
+    block_size_k: int = 2,
+    block_stride_q: int = 2,
+    sliding_window: int = 256,
+    representative: str = "center",
+    reduce_heads: str = "none",
+    causal: bool = True,
+) -> tuple[Tensor, Tensor]:
+    lists = {"none": q.shape[1], "group": k.shape[1], "all": 1}[reduce_heads]
+    shape = (q.shape[0], lists, -(-q.shape[2] // block_size_q))
+    index = q.new_empty((*shape, -(-mask_k // block_size_k)), dtype=torch.int32)
+    return index, q.new_empty(shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("attn::hip_forward")
+def _hip_forward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
-    lse: Tensor,
-    wanted: list[bool],
-    *options: Any,
-    **named: Any,
-) -> tuple[Tensor, ...]:
-    return gradients(q, k, v, wanted)
+    mask_k: int = 512,
+    block_size_q: int = 64,
+    block_size_k: int = 2,
+    block_stride_q: int = 2,
+    sliding_window: int = 256,
+    sink_tokens: int = 16,
+    representative: str = "center",
+    reduce_heads: str = "none",
+    causal: bool = True,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    sizes = (mask_k, block_size_q, block_size_k, block_stride_q, sliding_window)
+    return (*results(q, v), *_hip_select(q, k, *sizes, representative, reduce_heads, causal))
