@@ -7,12 +7,6 @@
 
 namespace attn {
 
-// A [batch, token] tensor of bytes, non-zero = keep. Strides count elements.
-struct MaskView {
-  const uint8_t* data;  // null: every token is kept
-  int64_t batch, token;
-};
-
 // Tokens of a long scan are cut into segments, which run in parallel once the state before each is known.
 constexpr int64_t kSegmentTokens = 256;
 

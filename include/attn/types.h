@@ -34,6 +34,12 @@ struct View3 {
   int64_t batch, head, token;
 };
 
+// A [batch, token] tensor of bool, one byte each, non-zero = keep. Strides count elements.
+struct MaskView {
+  const uint8_t* data;  // null: every token is kept
+  int64_t batch, token;
+};
+
 // A [batch, token] tensor of int32 ids. Strides count elements.
 struct IdView {
   const int32_t* data;  // null: absent
