@@ -59,34 +59,54 @@ CpuId full() {
   return cpu;
 }
 
+// The best set such a CPU can run, whether or not this build has kernels for it.
+Isa best(const CpuId& cpu) {
+  Isa found = Isa::neon;
+  for (Isa isa : {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512bf16}) {
+    if (cpu_supports(isa, cpu)) found = isa;
+  }
+  return found;
+}
+
 TEST(Isa, FullCpuRunsEverySet) {
-  EXPECT_EQ(choose_isa(nullptr, full()), Isa::avx512bf16);
+  EXPECT_EQ(best(full()), Isa::avx512bf16);
   EXPECT_FALSE(cpu_supports(Isa::neon, full()));
 }
 
 TEST(Isa, EachMissingFeatureRulesOutItsSets) {
   CpuId cpu = full();
   cpu.leaf7_1_eax = 0;
-  EXPECT_EQ(choose_isa(nullptr, cpu), Isa::avx512);
+  EXPECT_EQ(best(cpu), Isa::avx512);
   cpu.leaf7_ebx &= ~bit_AVX512VL;
-  EXPECT_EQ(choose_isa(nullptr, cpu), Isa::avx2);
+  EXPECT_EQ(best(cpu), Isa::avx2);
   cpu.leaf1_ecx &= ~bit_FMA;
-  EXPECT_EQ(choose_isa(nullptr, cpu), Isa::generic);
-  EXPECT_NE(refusal("avx2", cpu).find("this CPU lacks it"), std::string::npos);
+  EXPECT_EQ(best(cpu), Isa::generic);
   cpu.leaf1_ecx &= ~bit_SSE4_2;
   EXPECT_NE(refusal(nullptr, cpu).find("no kernels for this CPU"), std::string::npos);
+}
+
+TEST(Isa, RequestForWhatTheCpuLacksIsRefused) {
+  const CpuId none;
+  for (Isa isa : available_isas(full())) {
+    CpuId cpu = full();
+    cpu.leaf7_ebx = 0;  // x86-64-v2 only
+    if (!cpu_supports(isa, cpu) && !available_isas(cpu).empty()) {
+      EXPECT_NE(refusal(isa_name(isa), cpu).find("this CPU lacks it"), std::string::npos) << isa_name(isa);
+    }
+    EXPECT_NE(refusal(isa_name(isa), none), "") << isa_name(isa);
+  }
 }
 
 // A virtual machine or kernel that does not save a register file makes its instructions unusable whatever cpuid says.
 TEST(Isa, OperatingSystemMustSaveTheRegisters) {
   CpuId cpu = full();
   cpu.xcr0 = 0x07;  // YMM but no ZMM state
-  EXPECT_EQ(choose_isa(nullptr, cpu), Isa::avx2);
+  EXPECT_EQ(best(cpu), Isa::avx2);
   cpu.xcr0 = 0x03;  // SSE only
-  EXPECT_EQ(choose_isa(nullptr, cpu), Isa::generic);
+  EXPECT_EQ(best(cpu), Isa::generic);
   cpu = full();
   cpu.leaf1_ecx &= ~bit_OSXSAVE;
-  EXPECT_EQ(choose_isa(nullptr, cpu), Isa::generic);
+  EXPECT_EQ(best(cpu), Isa::generic);
 }
 
 #endif
