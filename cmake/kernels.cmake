@@ -5,7 +5,8 @@ set(ATTN_ISA_SOURCES
   csrc/cpu/kernels.cpp
   csrc/cpu/kernels_attend.cpp
   csrc/cpu/kernels_attend_backward.cpp
-  csrc/cpu/kernels_hip.cpp)
+  csrc/cpu/kernels_hip.cpp
+  csrc/cpu/kernels_linear.cpp)
 # Compiled once.
 set(ATTN_COMMON_SOURCES
   csrc/cpu/dispatch.cpp

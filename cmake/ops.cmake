@@ -8,6 +8,7 @@ set(ATTN_OPS_SOURCES
   csrc/ops/block_sparse.cpp
   csrc/ops/hip.cpp
   csrc/ops/layout_args.cpp
+  csrc/ops/linear.cpp
   csrc/ops/merge.cpp
   csrc/ops/parallel.cpp
   csrc/ops/register.cpp

@@ -4,6 +4,7 @@
 
 #include "attn/merge.h"
 #include "attn/params.h"
+#include "attn/scan.h"
 
 namespace attn {
 
@@ -11,6 +12,8 @@ struct Kernels {
   void (*attend_forward)(const AttendParams&);
   void (*attend_backward)(const AttendBackwardParams&);
   void (*hip_select)(const SelectParams&);
+  void (*linear_forward)(const LinearParams&);
+  void (*linear_backward)(const LinearBackwardParams&);
   void (*merge_states)(const MergeStatesParams&);
   void (*merge_states_backward)(const MergeStatesBackwardParams&);
 };
@@ -26,5 +29,7 @@ ATTN_NAMESPACE_BEGIN
 void run_attend_forward(const AttendParams& params);
 void run_attend_backward(const AttendBackwardParams& params);
 void run_hip_select(const SelectParams& params);
+void run_linear_forward(const LinearParams& params);
+void run_linear_backward(const LinearBackwardParams& params);
 
 ATTN_NAMESPACE_END

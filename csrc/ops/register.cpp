@@ -22,6 +22,9 @@
 #define ATTN_HIP_SELECTED                                                                                  \
   "Tensor index, Tensor count, SymInt block_size_q=64, SymInt block_size_k=2, SymInt sliding_window=256, " \
   "SymInt sink_tokens=16, bool causal=True, float? scale=None"
+#define ATTN_LINEAR                                                                                           \
+  "str feature_map='elu1', bool causal=False, bool normalize=True, float eps=1e-6, Tensor? key_mask=None, " \
+  "Tensor? cu_seqlens=None, Tensor? initial_s=None, Tensor? initial_z=None"
 
 STABLE_TORCH_LIBRARY(attn, m) {
   m.def("attend_forward(Tensor q, Tensor k, Tensor v, " ATTN_RULE ATTN_PACKED ATTN_SINK_GATE
@@ -41,6 +44,11 @@ STABLE_TORCH_LIBRARY(attn, m) {
       "hip_select(Tensor q, Tensor k, SymInt mask_k=512, SymInt block_size_q=64, SymInt block_size_k=2, "
       "SymInt block_stride_q=2, SymInt sliding_window=256, str representative='center', str reduce_heads='none', "
       "bool causal=True) -> (Tensor index, Tensor count)");
+  m.def(
+      "linear_backward(Tensor dout, Tensor? ds, Tensor? dz, Tensor q, Tensor k, Tensor v, Tensor out, Tensor mass, "
+      "Tensor s, Tensor z, " ATTN_LINEAR ") -> (Tensor dq, Tensor dk, Tensor dv, Tensor ds0, Tensor dz0)");
+  m.def("linear_forward(Tensor q, Tensor k, Tensor v, " ATTN_LINEAR
+        ", bool keep_state=False) -> (Tensor out, Tensor mass, Tensor s, Tensor z)");
   m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)");
   m.def(
       "merge_states_backward(Tensor dout, Tensor? dlse, Tensor outs, Tensor lses, Tensor lse)"

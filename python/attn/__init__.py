@@ -6,7 +6,7 @@ this installation supports.
 """
 
 from . import _library  # noqa: F401  # isort: skip  (registers the ops that the rest refers to)
-from . import _fake, _fake_attend  # noqa: F401
+from . import _fake, _fake_attend, _fake_scan  # noqa: F401
 from ._version import __version__
 from .errors import BackendError
 from .info import Info, info
@@ -14,6 +14,7 @@ from .layout import BlockLayout
 from .mechanisms.attention import attention
 from .mechanisms.block_sparse import block_sparse_attention
 from .mechanisms.hip import hip_attention, hip_select
+from .mechanisms.linear import linear_attention, linear_attention_step
 from .mechanisms.s2 import s2_attention
 from .mechanisms.states import merge_states
 from .selection import HipSelection
@@ -29,6 +30,8 @@ __all__ = [
     "hip_attention",
     "hip_select",
     "info",
+    "linear_attention",
+    "linear_attention_step",
     "merge_states",
     "s2_attention",
 ]

@@ -66,6 +66,7 @@ _CPU_OPS: dict[str, tuple[Predicate, ...]] = {
     "s2_attention": (),
     "hip_attention": (),
     "hip_select": (),
+    "linear_attention": (),
     "merge_states": (),
 }
 
