@@ -1,5 +1,5 @@
-"""Peak extra memory of HiP attention at long context, relative to the size of q + k + v + out. Each figure comes from
-a fresh process: its peak resident size after the call, less what it was with the inputs in place.
+"""Peak extra memory of HiP attention at long context, relative to the size of q + k + v + out. Measured in a
+fresh process: its peak resident size after the call, less what it was with the inputs in place.
 
     python benchmarks/memory.py [--length 131072] [--json FILE]
 """
