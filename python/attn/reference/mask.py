@@ -84,6 +84,10 @@ def layout_mask(layout: BlockLayout) -> Tensor:
     """bool ``[B|1, H|1, q_len, kv_len]``: a layout read entry by entry, bit by bit."""
     rows, cols = layout.num_q_blocks * layout.block_q, layout.num_kv_blocks * layout.block_k
     mask = torch.zeros(layout.batch, layout.heads, rows, cols, dtype=torch.bool)
+    tiles = []
+    for tile in [] if layout.partial_bits is None else layout.partial_bits.cpu():
+        bit = [(tile[:, key // 32] >> (key % 32)) & 1 for key in range(layout.block_k)]
+        tiles.append(torch.stack(bit, dim=1).bool())
     lists: list[tuple[Tensor, Tensor, Tensor | None]] = [
         (layout.kv_count, layout.kv_index, layout.partial_slot)
     ]
@@ -92,15 +96,7 @@ def layout_mask(layout: BlockLayout) -> Tensor:
     for count, index, slot in lists:
         for b, h, i in torch.cartesian_prod(*(torch.arange(n) for n in count.shape)).tolist():
             for n in range(int(count[b, h, i])):
-                j = int(index[b, h, i, n])
-                block = mask[b, h, i * layout.block_q :, j * layout.block_k :][
-                    : layout.block_q, : layout.block_k
-                ]
-                tile = -1 if slot is None else int(slot[b, h, i, n])
-                if tile < 0 or layout.partial_bits is None:
-                    block.fill_(True)
-                    continue
-                for key in range(layout.block_k):
-                    word = layout.partial_bits[tile, :, key // 32].cpu()
-                    block[:, key] |= ((word >> (key % 32)) & 1).bool()
+                j, tile = int(index[b, h, i, n]), -1 if slot is None else int(slot[b, h, i, n])
+                block = mask[b, h, i * layout.block_q :, j * layout.block_k :]
+                block[: layout.block_q, : layout.block_k] |= tiles[tile] if tile >= 0 else torch.tensor(True)
     return mask[:, :, : layout.q_len, : layout.kv_len].to(layout.device)
