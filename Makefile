@@ -25,22 +25,23 @@ $(VENV)/.lint: $(VENV)/.tools
 	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py lint)
 	touch $@
 
-# The wheel a user would get, except for the emulated instruction sets; its build directory is kept, so only changes are compiled.
-.PHONY: install
-install: $(VENV)/.tools
-	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/pip install $(PIP_FLAGS) --no-build-isolation --no-deps --force-reinstall \
-		-Cbuild-dir=build/wheel -Ccmake.define.ATTN_EMULATE=ON .
+# The package goes into .venv as a wheel, as a user would get it. The build directory is kept, so only changes are compiled.
+WHEEL = CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/pip install $(PIP_FLAGS) --no-build-isolation --no-deps \
+	--force-reinstall -Cbuild-dir=build/wheel
 
-demo: install
+demo: $(VENV)/.tools
+	$(WHEEL) -Ccmake.define.ATTN_EMULATE=OFF -Ccmake.define.ATTN_TESTS=OFF .
 	$(BIN)/python -m attn demo
 
 test: test-cpp test-sanitize test-python
 
-test-cpp: $(VENV)/.tools
-	$(BIN)/cmake -S . -B build/test -G Ninja -DATTN_PYTHON=OFF -DATTN_TESTS=ON -DATTN_EMULATE=ON -DATTN_WERROR=ON \
-		-DPython_EXECUTABLE=$(BIN)/python
-	$(BIN)/cmake --build build/test -j $(JOBS)
-	$(BIN)/ctest --test-dir build/test --output-on-failure -j $(JOBS)
+# Together with the wheel, so that kernels are compiled once for both.
+.PHONY: install
+install: $(VENV)/.tools
+	$(WHEEL) -Ccmake.define.ATTN_EMULATE=ON -Ccmake.define.ATTN_TESTS=ON -Ccmake.define.ATTN_WERROR=ON .
+
+test-cpp: install
+	$(BIN)/ctest --test-dir build/wheel --output-on-failure -j $(JOBS)
 
 test-sanitize: $(VENV)/.tools
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DATTN_PYTHON=OFF -DATTN_TESTS=ON -DATTN_EMULATE=ON \
