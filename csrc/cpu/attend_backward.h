@@ -135,10 +135,14 @@ template <class In> struct BackwardItem {
           slope = keep[i] ? slope : vec<A>{};
         }
         const vec<A> weight = exp2v(x - lse2[r]);
-        const vec<A> dlogit = weight * (g * gate[r] - delta[r]);
-        weight_sum[i] += dlogit;
+        vec<A> dlogit = weight * (g * gate[r] - delta[r]);
         row_sum += weight * g;
         w_out[i] = weight * gate[r];
+        if (masked) {  // a row that holds NaN keeps it from the keys it doesn't see
+          dlogit = keep[i] ? dlogit : vec<A>{};
+          w_out[i] = keep[i] ? w_out[i] : vec<A>{};
+        }
+        weight_sum[i] += dlogit;
         out[i] = dlogit * slope;
         store_as(ds_rows + r * ds_width + first + i * L, out[i]);
       }
@@ -170,7 +174,8 @@ template <class In> struct BackwardItem {
       std::memset(static_cast<void*>(ds_rows + r * ds_width + first), 0, width * sizeof(*ds_rows));
   }
 
-  // Keys [first, first + count) of the tile against the rows that can see any of them; true if something was masked.
+  // Keys [first, first + count) of the tile against the rows that can see any of them; true if some row doesn't see
+  // some key.
   template <int NV>
   bool panel(const Sequence& seq, int32_t first, int32_t count, const Placed<T>& qt, const Placed<T>& dt,
              const Modifiers<A>& mod) {
@@ -180,7 +185,7 @@ template <class In> struct BackwardItem {
     while (!tile->any_exempt && b > a && rows->lo[b - 1] > high) --b;
     if (a >= b || (mod.segment && !segments_meet(*rows, a, b, segment, first, first + count))) {
       clear_ds(first, NV * L, 0, rows->rows);
-      return false;
+      return true;
     }
     if (kPairRows<T>) a &= ~1;  // rows are paired from the tile's start
     // Padding lanes must not touch the next keys' sums, so a short panel is masked too.
@@ -199,7 +204,8 @@ template <class In> struct BackwardItem {
       q_columns->check();
       dout_columns->check();
     }
-    if (!want_keys) return masked;
+    const bool unseen = masked || n < rows->rows;
+    if (!want_keys) return unseen;
     // One run of keys adds straight into the item's sums; scattered keys go through the tile's own.
     const bool direct = tile->runs == 1;
     A* to_k = direct ? dk + (low - k_begin) * columns : tile_dk + first * columns;
@@ -207,7 +213,7 @@ template <class In> struct BackwardItem {
     dout_columns->accumulate(weights, NV * L, count, a, n, ones, to_v, columns_v);
     if constexpr (kPairRows<T>) q_columns->accumulate(ds, NV * L, count, a, n, ones, to_k, columns);
     else q_columns->accumulate(ds_rows + a * ds_width + first, ds_width, count, a, n, ones, to_k, columns);
-    return masked;
+    return unseen;
   }
 
   // `turn` is this item's place in the order in which the row tile's dQ is summed.
@@ -242,14 +248,14 @@ template <class In> struct BackwardItem {
         std::memset(tile_dk, 0, (t.n + W) * columns * sizeof(A));
         std::memset(tile_dv, 0, (t.n + W) * columns_v * sizeof(A));
       }
-      bool masked = false;
+      bool unseen = false;
       for (int32_t first = 0; first < t.n; first += W) {
         const int32_t count = min_i32(W, t.n - first);
-        if (count <= L) masked |= panel<1>(seq, first, count, qt, dt, mod);
-        else masked |= panel<2>(seq, first, count, qt, dt, mod);
+        if (count <= L) unseen |= panel<1>(seq, first, count, qt, dt, mod);
+        else unseen |= panel<2>(seq, first, count, qt, dt, mod);
       }
       if (!direct && want_keys) scatter(t);
-      if (masked) k_columns->check();
+      if (unseen) k_columns->check();
       if (!want_queries) return;
       turn.wait();
       const int32_t head = static_cast<int32_t>(rows->group.head);

@@ -34,6 +34,8 @@ constexpr int kPanelVecs = 2;  // vectors side by side in a panel; a tile's last
 
 template <class T> constexpr int kLanes = Lanes<Acc<T>>::n;
 template <class T> constexpr int kPanel = kPanelVecs * kLanes<T>;
+// Rows of an acc block: it must divide a panel of one vector (two lanes in the narrowest case).
+template <class T> constexpr int kAccBlock = kAccRows < kLanes<T> ? kAccRows : kLanes<T>;
 
 template <class T> ATTN_INLINE vec<Acc<T>> multiply_add(vec<T> a, vec<T> b, vec<Acc<T>> c) { return a * b + c; }
 template <> ATTN_INLINE f32v multiply_add<bf16x2>(u32v a, u32v b, f32v c) { return dot_pairs(c, a, b); }
@@ -98,7 +100,7 @@ inline void dot_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, cons
 template <class T, int V>
 ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, const T* __restrict b, int64_t ldb,
                            const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo) {
-  constexpr int L = kLanes<T>, R = kAccRows;
+  constexpr int L = kLanes<T>, R = kAccBlock<T>;
   vec<Acc<T>> acc[R][V];
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) {
@@ -127,7 +129,7 @@ ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, 
   }
 }
 
-// O [width][columns] += P^T B. P is [depth][width], width a multiple of kAccRows; lanes from `rows` on are padding
+// O [width][columns] += P^T B. P is [depth][width], width a multiple of the lanes; lanes from `rows` on are padding
 // whose results don't matter. `columns` is a multiple of the vector length; ldb counts T, depth counts T (pairs).
 template <class T>
 inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
@@ -137,7 +139,7 @@ inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, co
   int64_t v = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t wide = (vecs - v + groups - g - 1) / (groups - g);  // 4 vectors as 2 + 2, not 3 + 1
-    for (int64_t r = 0; r < rows; r += kAccRows) {
+    for (int64_t r = 0; r < rows; r += kAccBlock<T>) {
       Acc<T>* at = o + r * ldo + v * L;
       const T* bt = b + v * L;
       if (wide == 3) acc_block<T, 3>(p + r, width, depth, bt, ldb, alpha + r, at, ldo);
