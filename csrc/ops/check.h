@@ -107,7 +107,8 @@ class Check {
 
   void last_contiguous(const Tensor& t, const char* name) const {
     const int64_t last = t.dim() - 1;
-    require(last >= 0 && (t.size(last) <= 1 || t.stride(last) == 1), name,
+    // Without elements any strides will do; torch calls such a tensor contiguous and leaves them as they are.
+    require(last >= 0 && (t.size(last) <= 1 || t.stride(last) == 1 || t.numel() == 0), name,
             " must be contiguous in its last dimension, got strides ", strides_text(t), "; call .contiguous()");
     nonnegative_strides(t, name);
   }
