@@ -126,8 +126,8 @@ class Bench:
         gbytes: float | None = None,
         bars: dict[str, float] | None = None,
     ) -> dict | None:
-        """Times `candidates` in turn. `gflop` and `gbytes` are the work of one call; `bars` maps a peer to the
-        ratio peer time / our time that is asked for."""
+        """Times `candidates` in turn. `gflop` and `gbytes` are the work of one call; `bars` maps a peer to
+        the ratio peer time / our time that is asked for."""
         if not self.wanted(name):
             return None
         for call in candidates.values():
@@ -167,7 +167,7 @@ class Bench:
             "platform": platform.platform(),
             "torch": torch.__version__,
             "attn": attn.__version__,
-            "isa": attn.info().get("cpu_isa"),
+            "isa": attn._C.cpu_isa(),
             "peaks": self._peaks,
             "rows": self.rows,
         }

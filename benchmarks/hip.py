@@ -66,8 +66,8 @@ def main() -> None:
         }
         bench.rows.append(row)
         print(
-            f"{row['case']}: hip {ms['hip']:.0f} ms (selection {ms['select']:.0f}), sdpa {ms['sdpa']:.0f} ms, "
-            f"{row['ratio']['sdpa']:.1f}x",
+            f"{row['case']}: hip {ms['hip']:.0f} ms (selection {ms['select']:.0f}), "
+            f"sdpa {ms['sdpa']:.0f} ms, {row['ratio']['sdpa']:.1f}x",
             flush=True,
         )
     bench.finish()

@@ -8,7 +8,7 @@ import importlib
 import sys
 
 COMMANDS = {
-    "demo": ("attn.demo", "a needle in a long context, looked for by several mechanisms on this CPU"),
+    "demo": ("attn.demo", "HiP on a real encoder over a long real text: time, memory, error, a picture"),
     "info": ("attn.info", "versions, CPU instruction set and supported functions, to paste into an issue"),
 }
 
