@@ -6,7 +6,7 @@ this installation supports.
 """
 
 from . import _library  # noqa: F401  # isort: skip  (registers the ops that the rest refers to)
-from . import _fake, _fake_attend, _fake_scan  # noqa: F401
+from . import _fake, _fake_attend, _fake_scan, patterns, reference  # noqa: F401
 from ._version import __version__
 from .errors import BackendError
 from .info import Info, info
@@ -33,5 +33,7 @@ __all__ = [
     "linear_attention",
     "linear_attention_step",
     "merge_states",
+    "patterns",
+    "reference",
     "s2_attention",
 ]

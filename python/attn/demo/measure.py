@@ -65,7 +65,7 @@ class Sample:
             self.weights[head] = weights.float()
 
     def error(self, out: Tensor) -> float:
-        """Relative error of the sampled rows of ``out``: norm of the difference over that of the exact rows."""
+        """Relative error of the sampled rows of ``out``: the norm of the difference over theirs."""
         difference = out[0, :, self.rows].double() - self.out
         return float(difference.norm() / self.out.norm())
 

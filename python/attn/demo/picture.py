@@ -7,33 +7,36 @@ from torch import Tensor
 
 from ..selection import HipSelection
 
-CELLS = 256  # cells of the maps along either axis
+MOST_CELLS = 256  # of a map along either axis; a cell holds at least one block of queries
+
+
+def cells_of(tokens: int, block_q: int) -> int:
+    return min(MOST_CELLS, -(-tokens // block_q))
 
 
 def kept_map(selection: HipSelection, head: int, tokens: int, block_q: int, block_k: int) -> Tensor:
-    """``[CELLS, CELLS]``: share of a cell's keys that the query blocks of the cell list."""
-    rows = selection.index.shape[2]
-    cells = torch.zeros(CELLS, CELLS)
-    size = tokens / CELLS
-    for row in range(rows):
-        n = int(selection.count[0, head, row])
-        keys = selection.index[0, head, row, :n].float()
-        y = min(CELLS - 1, int(row * block_q / size))
-        cells[y].index_add_(0, (keys / size).long().clamp(max=CELLS - 1), torch.full((n,), float(block_k)))
-    blocks_in_cell = torch.bincount(
-        (torch.arange(rows) * block_q / size).long().clamp(max=CELLS - 1), minlength=CELLS
-    ).clamp(min=1)
-    return (cells / size / blocks_in_cell[:, None]).clamp(max=1)
+    """``[cells, cells]``: share of a cell's keys that the query blocks of the cell list."""
+    cells, blocks = cells_of(tokens, block_q), selection.index.shape[2]
+    size = tokens / cells
+    cell_of_block = (torch.arange(blocks) * block_q / size).long().clamp(max=cells - 1)
+    kept = torch.zeros(cells, cells)
+    for block, row in enumerate(cell_of_block.tolist()):
+        n = int(selection.count[0, head, block])
+        columns = (selection.index[0, head, block, :n] / size).long().clamp(max=cells - 1)
+        kept[row].index_add_(0, columns, torch.full((n,), float(block_k)))
+    blocks_of_cell = torch.bincount(cell_of_block, minlength=cells).clamp(min=1)
+    return (kept / size / blocks_of_cell[:, None]).clamp(max=1)
 
 
-def weight_map(q: Tensor, k: Tensor, head: int) -> Tensor:
-    """``[CELLS, CELLS]``: share of its attention that one row in each cell gives to each cell, exactly."""
+def weight_map(q: Tensor, k: Tensor, head: int, block_q: int) -> Tensor:
+    """``[cells, cells]``: share of its attention that one row in each cell gives to each cell, exactly."""
     tokens = q.shape[2]
-    rows = ((torch.arange(CELLS) + 0.5) * tokens / CELLS).long()
+    cells = cells_of(tokens, block_q)
+    rows = ((torch.arange(cells) + 0.5) * tokens / cells).long()
     scores = q[0, head, rows].float() @ k[0, head].float().T * q.shape[-1] ** -0.5
     scores.masked_fill_(torch.arange(tokens) > rows[:, None], float("-inf"))
-    cell = (torch.arange(tokens) * CELLS // tokens).clamp(max=CELLS - 1)
-    return torch.zeros(CELLS, CELLS).index_add_(1, cell, scores.softmax(-1))
+    cell = (torch.arange(tokens) * cells // tokens).clamp(max=cells - 1)
+    return torch.zeros(cells, cells).index_add_(1, cell, scores.softmax(-1))
 
 
 def draw(
@@ -56,11 +59,12 @@ def draw(
     tokens = q.shape[2]
     figure, axes = pyplot.subplots(1, 2, figsize=(13, 6.2), layout="constrained", sharey=True)
     extent = (0, tokens, tokens, 0)
-    later = torch.ones(CELLS, CELLS).triu(1).bool()
+    cells = cells_of(tokens, block_q)
+    later = torch.ones(cells, cells).triu(1).bool()
     panels = (
         (
             "where the attention is (exact, one row a line)",
-            weight_map(q, k, head),
+            weight_map(q, k, head, block_q),
             "share of the row's attention",
         ),
         (

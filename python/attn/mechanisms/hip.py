@@ -163,6 +163,7 @@ def hip_attention(
     q, k, v = check.query_key_value("hip_attention", q, k, v)
     check.flag("return_lse", return_lse)
     check.flag("return_selection", return_selection)
+    given = selection is not None
     if selection is None:
         selection = hip_select(
             q,
@@ -184,7 +185,7 @@ def hip_attention(
         check.flag("causal", causal),
         check.scale_or_default(scale),
     )
-    index, count = _selection(selection, q, k, block_size_q)
+    index, count = _selection(selection, q, k, block_size_q) if given else (selection.index, selection.count)
     out, lse = call(_HipAttend, q, k, v, index, count, options)
     extra = [x for x, want in ((lse, return_lse), (selection, return_selection)) if want]
     return (out, *extra) if extra else out
