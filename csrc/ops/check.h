@@ -21,19 +21,27 @@ namespace attn::ops {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-inline std::string shape_text(const Tensor& t) {
-  std::ostringstream text;
-  text << '[';
-  for (int64_t i = 0; i < t.dim(); ++i) text << (i ? ", " : "") << t.size(i);
-  text << ']';
-  return text.str();
+template <class At> std::ostream& write_list(std::ostream& out, int64_t n, const At& at) {
+  out << '[';
+  for (int64_t i = 0; i < n; ++i) out << (i ? ", " : "") << at(i);
+  return out << ']';
+}
+
+// Texts of shapes and strides are written only when an error is: they stand as arguments of checks that pass.
+struct ShapeText { const Tensor& tensor; };
+struct StridesText { const Tensor& tensor; };
+inline ShapeText shape_text(const Tensor& t) { return {t}; }
+inline StridesText strides_text(const Tensor& t) { return {t}; }
+inline std::ostream& operator<<(std::ostream& out, const ShapeText& text) {
+  return write_list(out, text.tensor.dim(), [&](int64_t i) { return text.tensor.size(i); });
+}
+inline std::ostream& operator<<(std::ostream& out, const StridesText& text) {
+  return write_list(out, text.tensor.dim(), [&](int64_t i) { return text.tensor.stride(i); });
 }
 
 inline std::string shape_text(const std::vector<int64_t>& sizes) {
   std::ostringstream text;
-  text << '[';
-  for (size_t i = 0; i < sizes.size(); ++i) text << (i ? ", " : "") << sizes[i];
-  text << ']';
+  write_list(text, static_cast<int64_t>(sizes.size()), [&](int64_t i) { return sizes[static_cast<size_t>(i)]; });
   return text.str();
 }
 
@@ -77,7 +85,7 @@ class Check {
   void shape(const Tensor& t, const char* name, const std::vector<int64_t>& sizes, const char* layout) const {
     bool same = t.dim() == static_cast<int64_t>(sizes.size());
     for (size_t i = 0; same && i < sizes.size(); ++i) same = t.size(static_cast<int64_t>(i)) == sizes[i];
-    require(same, name, " must be ", layout, " = ", shape_text(sizes), ", got shape ", shape_text(t));
+    if (!same) fail(name, " must be ", layout, " = ", shape_text(sizes), ", got shape ", shape_text(t));
   }
 
   void on_cpu(const Tensor& t, const char* name) const {
@@ -144,12 +152,6 @@ class Check {
   View3 view3(const std::optional<Tensor>& t) const { return t ? view3(*t) : View3{nullptr, 0, 0, 0}; }
 
  private:
-  static std::string strides_text(const Tensor& t) {
-    std::vector<int64_t> strides;
-    for (int64_t i = 0; i < t.dim(); ++i) strides.push_back(t.stride(i));
-    return shape_text(strides);
-  }
-
   const char* op_;
 };
 

@@ -9,17 +9,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .._autograd import Function, call
 from ..capability import dtype_name, require_backend
 
 # The op takes [N, B, H, T, D] and anything with fewer dimensions between N and D.
 _OP_DIMS = 5
 
 
-class _MergeStates(torch.autograd.Function):
-    # Without a jvp, forward-mode AD raises. One of our own with a better message would stop torch.compile
-    # (graph break 0144).
-    generate_vmap_rule = True
-
+class _MergeStates(Function):
     @staticmethod
     def forward(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ops.attn.merge_states(outs, lses)
@@ -88,9 +85,9 @@ def merge_states(outs: Tensor | Sequence[Tensor], lses: Tensor | Sequence[Tensor
         raise ValueError(f"lses must be on the device of outs, {outs.device}, got {lses.device}")
     outs = _last_contiguous(outs)
     if outs.dim() <= _OP_DIMS:
-        return _MergeStates.apply(outs, lses)
+        return call(_MergeStates, outs, lses)
     shape = outs.shape[1:]
-    out, lse = _MergeStates.apply(outs.flatten(1, -2), lses.flatten(1))
+    out, lse = call(_MergeStates, outs.flatten(1, -2), lses.flatten(1))
     return out.reshape(shape), lse.reshape(shape[:-1])
 
 
