@@ -6,10 +6,13 @@ set(ATTN_ISA_SOURCES
   csrc/cpu/kernels_attend.cpp
   csrc/cpu/kernels_attend_backward.cpp
   csrc/cpu/kernels_hip.cpp
+  csrc/cpu/kernels_pool.cpp
+  csrc/cpu/kernels_query_pool.cpp
   csrc/cpu/kernels_linear.cpp)
 # Compiled once.
 set(ATTN_COMMON_SOURCES
   csrc/cpu/dispatch.cpp
+  csrc/cpu/dispatch_pool.cpp
   csrc/cpu/parallel.cpp
   csrc/cpu/scratch.cpp)
 

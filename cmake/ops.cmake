@@ -11,6 +11,13 @@ set(ATTN_OPS_SOURCES
   csrc/ops/linear.cpp
   csrc/ops/merge.cpp
   csrc/ops/parallel.cpp
+  csrc/ops/pool_axis_gate.cpp
+  csrc/ops/pool_nodes.cpp
+  csrc/ops/pool_ponet.cpp
+  csrc/ops/pool_query.cpp
+  csrc/ops/pool_segment.cpp
+  csrc/ops/pool_tap.cpp
+  csrc/ops/pool_window.cpp
   csrc/ops/register.cpp
   csrc/ops/s2.cpp)
 

@@ -14,6 +14,7 @@ const Kernels kernel_table = {
     .linear_backward = run_linear_backward,
     .merge_states = merge_states,
     .merge_states_backward = merge_states_backward,
+    .pool = pool_kernels,
 };
 
 ATTN_NAMESPACE_END

@@ -4,6 +4,7 @@
 
 #include "attn/merge.h"
 #include "attn/params.h"
+#include "cpu/kernels_pool.h"
 #include "attn/scan.h"
 
 namespace attn {
@@ -16,6 +17,7 @@ struct Kernels {
   void (*linear_backward)(const LinearBackwardParams&);
   void (*merge_states)(const MergeStatesParams&);
   void (*merge_states_backward)(const MergeStatesBackwardParams&);
+  PoolKernels pool;
 };
 
 // The row in use, chosen once (isa.h).

@@ -26,6 +26,18 @@
   "str feature_map='elu1', bool causal=False, bool normalize=True, float eps=1e-6, Tensor? key_mask=None, " \
   "Tensor? cu_seqlens=None, Tensor? initial_s=None, Tensor? initial_z=None"
 
+// PoNet's options; `wanted` gradients are those of q, k, o, segment, local, pooled_query.
+#define ATTN_PONET                                                                                     \
+  "SymInt num_heads, Tensor? segment_ids=None, SymInt segment_length=0, SymInt window=3, Tensor? mask=None, " \
+  "Tensor? special_mask=None, Tensor? cu_seqlens=None"
+#define ATTN_QUERY_POOL                                                                                \
+  "float? scale=None, Tensor? cu_seqlens=None, Tensor? key_mask=None, str activation='softmax', str axis='keys'"
+#define ATTN_SEGMENT \
+  "Tensor? segment_ids, Tensor? cu_seqlens, SymInt num_segments, str reduce='max', Tensor? mask=None"
+#define ATTN_WINDOW                                                                                   \
+  "SymInt window, str reduce='max', SymInt dilation=1, Tensor? mask=None, Tensor? cu_seqlens=None, " \
+  "bool count_include_pad=False"
+
 STABLE_TORCH_LIBRARY(attn, m) {
   m.def("attend_forward(Tensor q, Tensor k, Tensor v, " ATTN_RULE ATTN_PACKED ATTN_SINK_GATE
         ", bool skip_gated=False) -> (Tensor out, Tensor lse)");
@@ -53,6 +65,31 @@ STABLE_TORCH_LIBRARY(attn, m) {
   m.def(
       "merge_states_backward(Tensor dout, Tensor? dlse, Tensor outs, Tensor lses, Tensor lse)"
       " -> (Tensor douts, Tensor dlses)");
+  m.def(
+      "axis_gate_backward(Tensor dout, Tensor x, Tensor channel, Tensor time, bool[] wanted)"
+      " -> (Tensor dx, Tensor dchannel, Tensor dtime)");
+  m.def("axis_gate_forward(Tensor x, Tensor channel, Tensor time) -> Tensor");
+  m.def(
+      "ponet_backward(Tensor dout, Tensor k, Tensor o, Tensor segment, Tensor local, Tensor query, Tensor aggregate, "
+      "Tensor lse, bool[] wanted, " ATTN_PONET ", str tie='first')"
+      " -> (Tensor dq, Tensor dk, Tensor do, Tensor dsegment, Tensor dlocal, Tensor dpooled_query)");
+  m.def("ponet_forward(Tensor? q, Tensor k, Tensor o, Tensor segment, Tensor local, Tensor? pooled_query, " ATTN_PONET
+        ") -> (Tensor out, Tensor query, Tensor aggregate, Tensor lse)");
+  m.def(
+      "query_pool_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool[] wanted, " //
+      ATTN_QUERY_POOL ") -> " ATTN_QKV_GRADS);
+  m.def("query_pool_forward(Tensor q, Tensor k, Tensor v, " ATTN_QUERY_POOL ") -> (Tensor out, Tensor lse)");
   m.def("s2_backward(" ATTN_SAVED ATTN_S2 ") -> " ATTN_QKV_GRADS);
   m.def("s2_forward(Tensor q, Tensor k, Tensor v, " ATTN_S2 ") -> (Tensor out, Tensor lse)");
+  m.def("segment_pool_backward(Tensor dout, Tensor x, " ATTN_SEGMENT ", str tie='first') -> Tensor");
+  m.def("segment_pool_forward(Tensor x, " ATTN_SEGMENT ") -> Tensor");
+  m.def(
+      "tap_pool_backward(Tensor dout, Tensor x, Tensor weights, bool[] wanted, SymInt height, SymInt width, "
+      "SymInt[] dilations) -> (Tensor dx, Tensor dweights)");
+  m.def("tap_pool_forward(Tensor x, Tensor weights, SymInt height, SymInt width, SymInt[] dilations) -> Tensor");
+  m.def(
+      "topk_nodes(Tensor score, Tensor cu_seqlens, float? ratio=None, SymInt? k=None, float? min_score=None)"
+      " -> (Tensor perm, Tensor new_cu_seqlens)");
+  m.def("window_pool_backward(Tensor dout, Tensor x, " ATTN_WINDOW ") -> Tensor");
+  m.def("window_pool_forward(Tensor x, " ATTN_WINDOW ") -> Tensor");
 }

@@ -1,0 +1,201 @@
+// Rows of channels, a vector at a time: one loop body serves full vectors and the rest of a row. Elements are converted
+// to the type sums are kept in (float, double for double) when they are loaded.
+#pragma once
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "cpu/simd.h"
+
+ATTN_NAMESPACE_BEGIN
+namespace pool {
+
+template <class T> struct SumOf { using type = float; };
+template <> struct SumOf<double> { using type = double; };
+template <class T> using Sum = typename SumOf<T>::type;
+
+template <class S> constexpr S kInf = std::numeric_limits<S>::infinity();
+
+// How much of a vector a loop body works on.
+struct Whole {};
+struct Part { int64_t n; };  // the first n lanes, 0 < n < lanes
+
+template <class T> ATTN_INLINE vec<Sum<T>> get(const T* p, Whole) { return load_as(p, Sum<T>{}); }
+
+// The lanes past the part are 0.
+template <class T> ATTN_INLINE vec<Sum<T>> get(const T* p, Part part) {
+  T copy[Lanes<Sum<T>>::n] = {};
+  std::memcpy(copy, p, part.n * sizeof(T));
+  return load_as(copy, Sum<T>{});
+}
+
+template <class T> ATTN_INLINE void put(T* p, vec<Sum<T>> v, Whole) { store_as(p, v); }
+
+template <class T> ATTN_INLINE void put(T* p, vec<Sum<T>> v, Part part) {
+  T copy[Lanes<Sum<T>>::n];
+  store_as(copy, v);
+  std::memcpy(p, copy, part.n * sizeof(T));
+}
+
+// Calls f(i, Whole) or f(i, Part) for i = 0, lanes, 2 lanes, ... below n.
+template <class S, class F> ATTN_INLINE void for_lanes(int64_t n, F&& f) {
+  constexpr int L = Lanes<S>::n;
+  int64_t i = 0;
+  for (; i + L <= n; i += L) f(i, Whole{});
+  if (i < n) f(i, Part{n - i});
+}
+
+// Lanes where a or b is NaN.
+template <class V> ATTN_INLINE auto unordered(V a, V b) {
+#if ATTN_VBYTES == 32 && defined(__AVX__)
+  if constexpr (std::is_same_v<V, f32v>) return (i32v)_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_UNORD_Q);
+#endif
+  return (a != a) | (b != b);
+}
+
+// v, but NaN where `mask` is set.
+template <class V, class M> ATTN_INLINE V nan_where(M mask, V v) { return bit_cast<V>(bit_cast<M>(v) | mask); }
+
+// The maximum; NaN if any of the arguments is (a > b alone would drop the NaN of one side).
+template <class V> ATTN_INLINE V max_or_nan(V a, V b) { return nan_where(unordered(a, b), vmax(a, b)); }
+template <class V> ATTN_INLINE V max_or_nan(V a, V b, V c) {
+  return nan_where(unordered(a, b) | (c != c), vmax(vmax(a, b), c));
+}
+// The same for a running maximum m: a NaN in m stays, because vmax takes its second argument when one is NaN.
+template <class V> ATTN_INLINE V max_or_nan(V a, V b, V c, V d, V m) {
+  return nan_where(unordered(a, b) | unordered(c, d), vmax(vmax(vmax(a, b), vmax(c, d)), m));
+}
+
+// Sum and maximum over the lanes. Halving keeps the additions independent of each other.
+template <class S> ATTN_INLINE S sum_lanes(vec<S> v) {
+  constexpr int L = Lanes<S>::n;
+  S x[L];
+  store(x, v);
+  ATTN_UNROLL
+  for (int half = L / 2; half > 0; half /= 2) {
+    ATTN_UNROLL
+    for (int i = 0; i < half; ++i) x[i] += x[i + half];
+  }
+  return x[0];
+}
+
+template <class S> ATTN_INLINE S max_lanes(vec<S> v) {
+  constexpr int L = Lanes<S>::n;
+  S x[L];
+  store(x, v);
+  S top = x[0];
+  for (int i = 1; i < L; ++i) top = x[i] > top ? x[i] : top;
+  return top;
+}
+
+// ---- whole rows ------------------------------------------------------------------------------------------------
+
+template <class T> ATTN_INLINE void clear_row(T* row, int64_t n) {
+  std::memset(static_cast<void*>(row), 0, n * sizeof(T));
+}
+
+template <class S> ATTN_INLINE void fill_row(S* row, S value, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) row[i] = value;
+}
+
+// sum += x
+template <class T> ATTN_INLINE void add_row(Sum<T>* sum, const T* x, int64_t n) {
+  for_lanes<Sum<T>>(n, [&](int64_t i, auto w) { put(sum + i, get(sum + i, w) + get(x + i, w), w); });
+}
+
+// sum += a * b
+template <class T> ATTN_INLINE void add_product(Sum<T>* sum, const T* a, const T* b, int64_t n) {
+  for_lanes<Sum<T>>(n, [&](int64_t i, auto w) { put(sum + i, get(sum + i, w) + get(a + i, w) * get(b + i, w), w); });
+}
+
+// out = factor * x, rounded.
+template <class T> ATTN_INLINE void scale_row(T* out, Sum<T> factor, const Sum<T>* x, int64_t n) {
+  for_lanes<Sum<T>>(n, [&](int64_t i, auto w) { put(out + i, get(x + i, w) * factor, w); });
+}
+
+// m = max(m, x)
+template <class T> ATTN_INLINE void max_row(Sum<T>* m, const T* x, int64_t n) {
+  for_lanes<Sum<T>>(n, [&](int64_t i, auto w) { put(m + i, max_or_nan(get(m + i, w), get(x + i, w)), w); });
+}
+
+// m = max over rows, four at a time so that m is read and written a quarter as often.
+template <class T> inline void max_rows(Sum<T>* m, const T* const* rows, int64_t count, int64_t n) {
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) {
+    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
+    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
+      put(m + i, max_or_nan(get(a + i, w), get(b + i, w), get(c + i, w), get(d + i, w), get(m + i, w)), w);
+    });
+  }
+  for (; r < count; ++r) max_row<T>(m, rows[r], n);
+}
+
+// sum += rows, four at a time.
+template <class T> inline void add_rows(Sum<T>* sum, const T* const* rows, int64_t count, int64_t n) {
+  int64_t r = 0;
+  for (; r + 4 <= count; r += 4) {
+    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
+    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
+      put(sum + i, get(sum + i, w) + ((get(a + i, w) + get(b + i, w)) + (get(c + i, w) + get(d + i, w))), w);
+    });
+  }
+  for (; r < count; ++r) add_row<T>(sum, rows[r], n);
+}
+
+// ---- results larger than the cache -----------------------------------------------------------------------------
+
+// From here on, writing around the cache saves reading each line before it is overwritten, and what would be evicted
+// is of no use to the next op anyway.
+constexpr int64_t kStreamBytes = 16 << 20;
+
+// Where a work item puts its result rows: straight to memory, or by way of a scratch row and streaming stores.
+template <class T> class RowWriter {
+ public:
+  // `scratch`: a row of n elements, used if `stream`.
+  RowWriter(bool stream, T* scratch, int64_t n) : stream_(stream), scratch_(scratch), n_(n) {}
+  ~RowWriter() {
+#if defined(__x86_64__)
+    if (stream_) _mm_sfence();
+#endif
+  }
+  RowWriter(const RowWriter&) = delete;
+  RowWriter& operator=(const RowWriter&) = delete;
+
+  // Where to compute the row that goes to `out`.
+  T* row(T* out) const { return stream_ ? scratch_ : out; }
+
+  // The row is complete.
+  void done(T* out) const {
+    if (stream_) copy(out);
+  }
+
+ private:
+  void copy(T* out) const {
+#if defined(__x86_64__)
+    const char* from = reinterpret_cast<const char*>(scratch_);
+    char* to = reinterpret_cast<char*>(out);
+    int64_t bytes = n_ * static_cast<int64_t>(sizeof(T));
+    const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 15);
+    if (head >= bytes) {
+      std::memcpy(to, from, bytes);
+      return;
+    }
+    std::memcpy(to, from, head);
+    int64_t i = head;
+    for (; i + 16 <= bytes; i += 16) {
+      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+    }
+    std::memcpy(to + i, from + i, bytes - i);
+#else
+    std::memcpy(static_cast<void*>(out), scratch_, n_ * sizeof(T));
+#endif
+  }
+
+  bool stream_;
+  T* scratch_;
+  int64_t n_;
+};
+
+}  // namespace pool
+ATTN_NAMESPACE_END

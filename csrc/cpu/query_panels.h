@@ -1,0 +1,331 @@
+// Query pooling with many queries: scores of a tile of keys against panels of queries (micro.h), queries in SIMD lanes.
+// Queries that all sequences share are packed once. Work items are (head, tile of query panels, split of a sequence's
+// keys), sequences innermost, so that a tile of shared queries stays in the cache from one sequence to the next.
+#pragma once
+
+#include "cpu/few_queries.h"
+#include "cpu/pack.h"
+#include "cpu/softmax_panel.h"
+
+ATTN_NAMESPACE_BEGIN
+namespace pool {
+
+constexpr int kTilePanels = 8;
+constexpr int64_t kSplitTokens = 4096;  // keys of a sequence beyond this are split over work items
+
+// Keys at a time: scores of a panel stay in L1. A softmax over the queries keeps the scores of all panels.
+ATTN_INLINE int64_t tile_tokens(PoolActivation a) { return a == PoolActivation::softmax_queries ? 32 : 128; }
+
+// The kept tokens among the next ones of a sequence.
+struct TokenList {
+  int64_t at[128];  // positions
+  int n;
+  bool run;  // consecutive
+
+  // Fills up to `most` tokens from [begin, end); returns where it stopped.
+  int64_t fill(const MaskView& mask, const SequenceSpan& s, int64_t begin, int64_t end, int64_t most) {
+    n = 0;
+    for (; begin < end && n < most; ++begin) {
+      if (taken(mask, s.batch, s.first + begin)) at[n++] = begin;
+    }
+    run = n > 0 && at[n - 1] - at[0] == n - 1;
+    return begin;
+  }
+};
+
+// Rows of tokens as an operand: [n][ld].
+template <class T> struct Operands {
+  const T* data;
+  int64_t ld;
+};
+
+// Left operand of dot_panel. Used where it lies if it is a run of rows of the operand's own type.
+template <class T, class In>
+inline Operands<T> as_rows(const In* base, int64_t stride, int64_t dim, const TokenList& t, T* scratch) {
+  if constexpr (std::is_same_v<T, In>) {
+    if (t.run) return {base + t.at[0] * stride, stride};
+  }
+  const int64_t ld = depth_of<T>(dim);
+  for (int i = 0; i < t.n; ++i) Pack<T, In>::row(base + t.at[i] * stride, dim, scratch + i * ld, ld);
+  return {scratch, ld};
+}
+
+// Right operand of acc_panel: rows padded to whole vectors, pairs of rows interleaved for bf16x2.
+template <class T, class In>
+inline Operands<T> as_columns(const In* base, int64_t stride, int64_t dim, const TokenList& t, T* scratch) {
+  const int64_t ld = round_up_lanes<T>(dim);
+  if constexpr (std::is_same_v<T, In>) {
+    if (t.run && ld == dim) return {base + t.at[0] * stride, stride};
+  }
+  for (int i = 0; i < t.n; i += kPair<T>) {
+    const In* second = i + 1 < t.n ? base + t.at[i + 1] * stride : nullptr;
+    pack_row_pair<T, In>(base + t.at[i] * stride, second, dim, scratch + i / kPair<T> * ld, ld);
+  }
+  return {scratch, ld};
+}
+
+// The queries of a head as panels: panel i holds rows [i W, (i + 1) W); the last one is one vector wide if that is
+// enough.
+template <class T> struct PanelCut {
+  static constexpr int W = kPanel<T>, L = kLanes<T>;
+  int64_t queries;
+
+  int64_t panels() const { return (queries + W - 1) / W; }
+  int64_t padded_rows() const { return panels() * W; }
+  int rows(int64_t panel) const { return static_cast<int>(queries - panel * W < W ? queries - panel * W : W); }
+  int vectors(int64_t panel) const { return rows(panel) <= L ? 1 : 2; }
+};
+
+// Calls f(number of vectors as a constant).
+template <class F> ATTN_INLINE void with_vectors(int vectors, F&& f) {
+  if (vectors == 1) f(std::integral_constant<int, 1>{});
+  else f(std::integral_constant<int, 2>{});
+}
+
+template <class T, class In>
+inline void pack_queries(const In* base, int64_t stride, int64_t dim, const PanelCut<T>& cut, int64_t panel, T* to) {
+  const int width = cut.vectors(panel) * kLanes<T>;
+  pack_panel<T, In>([&](int64_t r) { return base + (panel * cut.W + r) * stride; }, cut.rows(panel), dim, to, width);
+}
+
+// Weights as operands: pairs of keys for bf16x2.
+template <class T, int NV> ATTN_INLINE void store_weights(const Acc<T>* s, int n, T* weights) {
+  constexpr int L = kLanes<T>;
+  if constexpr (kPairRows<T>) {
+    for (int j = 0; j < n; j += 2) {
+      for (int v = 0; v < NV; ++v) {
+        const vec<Acc<T>> hi = j + 1 < n ? load(s + ((j + 1) * NV + v) * L) : vec<Acc<T>>{};
+        store(weights + (j / 2 * NV + v) * L, make_pairs(load(s + (j * NV + v) * L), hi));
+      }
+    }
+  } else if (weights != s) {
+    std::memcpy(weights, s, n * NV * L * sizeof(T));
+  }
+}
+
+template <class In> class PanelForward {
+  using T = Operand<In>;
+  using A = Acc<T>;
+  static constexpr int W = kPanel<T>, L = kLanes<T>;
+
+  const QueryPoolParams& p_;
+  const PanelCut<T> cut_;
+  const int64_t depth_, columns_, tile_panels_, tiles_, tokens_;
+  const Chunks splits_;
+  const bool several_;       // has any sequence several splits?
+  const Buffer<T> queries_;  // [sets][heads][panels][depth][W]
+  const Buffer<A> parts_;    // [tiles][heads][splits][tile rows][columns + 2]: weighted sum, m, l
+  const Buffer<A> factors_;  // relu_mean: 1 / kept keys of a sequence
+
+  struct Scratch {
+    T *k, *v, *weights;
+    A *s, *o, *m, *l, *alpha;
+    In* row;
+
+    Scratch(Carve& c, const PanelForward& f)
+        : k(c.take<T>(f.tokens_ * f.depth_)), v(c.take<T>(f.tokens_ * f.columns_)),
+          weights(c.take<T>(f.tokens_ * W * (f.over_queries() ? f.tile_panels_ : 1))),
+          s(c.take<A>(f.tokens_ * W * (f.over_queries() ? f.tile_panels_ : 1))),
+          o(c.take<A>(f.tile_rows() * f.columns_)), m(c.take<A>(f.tile_rows())), l(c.take<A>(f.tile_rows())),
+          alpha(c.take<A>(W)), row(c.take<In>(f.p_.dim_v)) {}
+  };
+
+ public:
+  explicit PanelForward(const QueryPoolParams& p)
+      : p_(p), cut_{p.queries}, depth_(depth_of<T>(p.dim)), columns_(round_up_lanes<T>(p.dim_v)),
+        tile_panels_(over_queries() || cut_.panels() < kTilePanels ? cut_.panels() : kTilePanels),
+        tiles_((cut_.panels() + tile_panels_ - 1) / tile_panels_), tokens_(tile_tokens(p.activation)),
+        splits_(p.sequences, kSplitTokens), several_(any_several()),
+        queries_(sets() * p.heads * cut_.padded_rows() * depth_),
+        parts_(several_ ? tiles_ * p.heads * splits_.count() * part_size() : 0),
+        factors_(p.activation == PoolActivation::relu_mean ? p.sequences.count : 0) {}
+
+  void run() const {
+    parallel_items(sets() * p_.heads, [this](int64_t i, int) { pack_head(i / p_.heads, i % p_.heads); });
+    if (p_.activation == PoolActivation::relu_mean) mean_factors<A>(p_, factors_);
+    const int64_t heads = tiles_ * p_.heads, sequences = p_.sequences.count;
+    parallel_items(heads * splits_.count(), [&](int64_t i, int) { split(i / splits_.count(), i % splits_.count()); });
+    // Sequences in several splits, or without any key.
+    parallel_items(heads * sequences, [&](int64_t i, int) {
+      const int64_t s = i % sequences, splits = splits_.first(s + 1) - splits_.first(s);
+      if (splits != 1) join(i / sequences, s);
+    });
+  }
+
+ private:
+  bool over_queries() const { return p_.activation == PoolActivation::softmax_queries; }
+  int64_t sets() const { return p_.q.batch == 0 ? 1 : p_.sequences.count; }
+  int64_t tile_rows() const { return tile_panels_ * W; }
+  int64_t part_size() const { return tile_rows() * (columns_ + 2); }
+  bool any_several() const {
+    for (int64_t s = 0; s < p_.sequences.count; ++s) {
+      if (splits_.first(s + 1) - splits_.first(s) > 1) return true;
+    }
+    return false;
+  }
+
+  T* panel(int64_t set, int64_t head, int64_t i) const {
+    return queries_ + ((set * p_.heads + head) * cut_.panels() + i) * W * depth_;
+  }
+
+  void pack_head(int64_t set, int64_t head) const {
+    const In* base = static_cast<const In*>(p_.q.data) + set * p_.q.batch + head * p_.q.head;
+    for (int64_t i = 0; i < cut_.panels(); ++i)
+      pack_queries<T, In>(base, p_.q.token, p_.dim, cut_, i, panel(set, head, i));
+  }
+
+  // One split of a sequence for one tile of one head. `at` = head * tiles + tile.
+  void split(int64_t at, int64_t index) const {
+    const Scratch z = carve<Scratch>(*this);
+    const Chunk c = splits_.at(index);
+    const int64_t head = at / tiles_, first = at % tiles_ * tile_panels_;
+    const int64_t last = first + tile_panels_ < cut_.panels() ? first + tile_panels_ : cut_.panels();
+    const int64_t set = p_.q.batch == 0 ? 0 : c.sequence, kv_head = head / (p_.heads / p_.heads_kv);
+    const In* k =
+        static_cast<const In*>(p_.k.data) + c.span.batch * p_.k.batch + kv_head * p_.k.head + c.span.first * p_.k.token;
+    const In* v =
+        static_cast<const In*>(p_.v.data) + c.span.batch * p_.v.batch + kv_head * p_.v.head + c.span.first * p_.v.token;
+    fill_row(z.m, -kInf<A>, tile_rows());
+    clear_row(z.l, tile_rows());
+    clear_row(z.o, tile_rows() * columns_);
+    fill_row(z.alpha, A{1}, W);
+    TokenList tokens;
+    for (int64_t t = c.begin; t < c.end;) {
+      t = tokens.fill(p_.mask, c.span, t, c.end, tokens_);
+      if (tokens.n == 0) break;
+      const Operands<T> keys = as_rows<T, In>(k, p_.k.token, p_.dim, tokens, z.k);
+      const Operands<T> values = as_columns<T, In>(v, p_.v.token, p_.dim_v, tokens, z.v);
+      if (over_queries()) {
+        share_keys(keys, values, tokens.n, set, head, z);
+        continue;
+      }
+      for (int64_t i = first; i < last; ++i) {
+        with_vectors(cut_.vectors(i), [&](auto nv) {
+          constexpr int NV = nv;
+          const int64_t row = (i - first) * W;
+          vec<A> top[NV];
+          for (int x = 0; x < NV; ++x) top[x] = splat(-kInf<A>);
+          dot_panel<T, NV>(keys.data, keys.ld, tokens.n, depth_, panel(set, head, i), logit_factor(), z.s, top);
+          if (p_.activation == PoolActivation::softmax_keys) {
+            softmax_panel<T, NV>(z.s, tokens.n, top, z.m + row, z.l + row, z.alpha, z.weights);
+          } else {
+            relu(z.s, tokens.n * NV * L);
+            store_weights<T, NV>(z.s, tokens.n, z.weights);
+          }
+          acc_panel<T>(z.weights, NV * L, cut_.rows(i), depth_of<T>(tokens.n), values.data, values.ld, columns_,
+                       z.alpha, z.o + row * columns_, columns_);
+        });
+      }
+    }
+    if (splits_.first(c.sequence + 1) - splits_.first(c.sequence) == 1) return finish(c.sequence, head, first, last, z);
+    A* part = parts_ + (at * splits_.count() + index) * part_size();
+    std::memcpy(part, z.o, tile_rows() * columns_ * sizeof(A));
+    std::memcpy(part + tile_rows() * columns_, z.m, tile_rows() * sizeof(A));
+    std::memcpy(part + tile_rows() * (columns_ + 1), z.l, tile_rows() * sizeof(A));
+  }
+
+  A logit_factor() const {
+    return static_cast<A>(p_.activation == PoolActivation::relu_mean ? p_.scale : p_.scale * kLog2e);
+  }
+
+  static void relu(A* s, int64_t n) {
+    const vec<A> zero{};
+    for (int64_t i = 0; i < n; i += L) store(s + i, load(s + i) < 0 ? zero : load(s + i));
+  }
+
+  // Softmax over all queries of the head for each key, then the weighted sums.
+  void share_keys(const Operands<T>& keys, const Operands<T>& values, int n, int64_t set, int64_t head,
+                  const Scratch& z) const {
+    const int64_t panels = cut_.panels(), stride = tokens_ * W;
+    for (int64_t i = 0; i < panels; ++i) {
+      with_vectors(cut_.vectors(i), [&](auto nv) {
+        constexpr int NV = nv;
+        vec<A> top[NV] = {};
+        dot_panel<T, NV>(keys.data, keys.ld, n, depth_, panel(set, head, i), logit_factor(), z.s + i * stride, top);
+      });
+    }
+    // Lanes past the last query take no part.
+    const int rows = cut_.rows(panels - 1), width = cut_.vectors(panels - 1) * L;
+    for (int j = 0; j < n; ++j) {
+      for (int r = rows; r < width; ++r) z.s[(panels - 1) * stride + j * width + r] = -kInf<A>;
+    }
+    for (int j = 0; j < n; ++j) {
+      const auto for_vectors = [&](auto&& f) {
+        for (int64_t i = 0; i < panels; ++i) {
+          const int vectors = cut_.vectors(i);
+          for (int v = 0; v < vectors; ++v) f(z.s + i * stride + (j * vectors + v) * L);
+        }
+      };
+      vec<A> top = splat(-kInf<A>), sum{};
+      for_vectors([&](A* s) { top = vmax(load(s), top); });
+      const A most = max_lanes<A>(top);
+      for_vectors([&](A* s) {
+        const vec<A> e = exp2v(load(s) - most);
+        store(s, e);
+        sum += e;
+      });
+      const A factor = 1 / sum_lanes<A>(sum);
+      for_vectors([&](A* s) { store(s, load(s) * factor); });
+    }
+    for (int64_t i = 0; i < panels; ++i) {
+      with_vectors(cut_.vectors(i), [&](auto nv) {
+        constexpr int NV = nv;
+        store_weights<T, NV>(z.s + i * stride, n, z.weights);
+        acc_panel<T>(z.weights, NV * L, cut_.rows(i), depth_of<T>(n), values.data, values.ld, columns_, z.alpha,
+                     z.o + i * W * columns_, columns_);
+      });
+    }
+  }
+
+  // Result rows of one tile from accumulators o, m, l.
+  void finish(int64_t sequence, int64_t head, int64_t first, int64_t last, const Scratch& z) const {
+    const bool softmax = p_.activation == PoolActivation::softmax_keys;
+    const bool stream = p_.sequences.count * p_.heads * p_.queries * p_.dim_v * int64_t{sizeof(In)} >= kStreamBytes;
+    const RowWriter<In> writer(stream, z.row, p_.dim_v);
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t r = 0; r < cut_.rows(i); ++r) {
+        const int64_t from = (i - first) * W + r, at = (sequence * p_.heads + head) * p_.queries + i * W + r;
+        A factor = 1;
+        if (softmax) finish_row(z.m[from], z.l[from], -kInf<A>, factor, static_cast<A*>(p_.lse)[at]);
+        else if (p_.activation == PoolActivation::relu_mean) factor = factors_[sequence];
+        In* out = static_cast<In*>(p_.out) + at * p_.dim_v;
+        scale_row<In>(writer.row(out), factor, z.o + from * columns_, p_.dim_v);
+        writer.done(out);
+      }
+    }
+  }
+
+  // Adds the splits of a sequence in order.
+  void join(int64_t at, int64_t sequence) const {
+    const Scratch z = carve<Scratch>(*this);
+    const int64_t first = at % tiles_ * tile_panels_;
+    const int64_t last = first + tile_panels_ < cut_.panels() ? first + tile_panels_ : cut_.panels();
+    const bool softmax = p_.activation == PoolActivation::softmax_keys;
+    const int64_t begin = splits_.first(sequence), end = splits_.first(sequence + 1);
+    const auto part = [&](int64_t i) { return parts_ + (at * splits_.count() + i) * part_size(); };
+    fill_row(z.m, -kInf<A>, tile_rows());
+    clear_row(z.l, tile_rows());
+    clear_row(z.o, tile_rows() * columns_);
+    for (int64_t r = 0; r < tile_rows(); ++r) {
+      for (int64_t i = begin; softmax && i < end; ++i) {
+        const A m = part(i)[tile_rows() * columns_ + r];
+        if (m > z.m[r]) z.m[r] = m;
+      }
+      for (int64_t i = begin; i < end; ++i) {
+        const A m = part(i)[tile_rows() * columns_ + r], l = part(i)[tile_rows() * (columns_ + 1) + r];
+        if (softmax && m == -kInf<A> && l == 0) continue;  // no key here; a NaN has l = NaN and comes through
+        const A weight = softmax ? std::exp2(m - z.m[r]) : A{1};
+        z.l[r] += weight * l;
+        const A* from = part(i) + r * columns_;
+        A* o = z.o + r * columns_;
+        for_lanes<A>(columns_, [&](int64_t x, auto w) { put(o + x, get(o + x, w) + get(from + x, w) * weight, w); });
+      }
+    }
+    finish(sequence, at / tiles_, first, last, z);
+  }
+};
+
+template <class In> inline void panel_forward(const QueryPoolParams& p) { PanelForward<In>(p).run(); }
+
+}  // namespace pool
+ATTN_NAMESPACE_END

@@ -1,0 +1,136 @@
+// Segment pooling, by segment ids or by cu_seqlens.
+#include "ops/pool_args.h"
+
+namespace attn::ops {
+namespace {
+
+struct SegmentArguments {
+  SegmentPoolParams p{};
+  std::vector<int32_t> offsets;
+};
+
+PoolReduce reduction(const Check& check, const Text& name) {
+  constexpr std::pair<const char*, PoolReduce> all[] = {{"max", PoolReduce::max},
+                                                        {"mean", PoolReduce::mean},
+                                                        {"sum", PoolReduce::sum},
+                                                        {"first", PoolReduce::first},
+                                                        {"last", PoolReduce::last}};
+  for (const auto& [text, reduce] : all) {
+    if (name == text) return reduce;
+  }
+  check.fail("reduce must be 'max', 'mean', 'sum', 'first' or 'last', got '", name.value, "'");
+}
+
+// Offsets [B, segments + 1] of the segments that ids name.
+std::vector<int32_t> offsets_of(const Check& check, const Tensor& ids, const Sequences& s, const MaskView& mask,
+                                int64_t segments) {
+  const std::vector<int32_t> ascending = ascending_ids(check, ids, s, mask);
+  std::vector<int32_t> offsets(s.batch * (segments + 1));
+  for (int64_t b = 0; b < s.batch; ++b) {
+    int32_t* row = offsets.data() + b * (segments + 1);
+    int64_t next = 0;  // the first segment without a bound
+    for (int64_t t = 0; t < s.tokens; ++t) {
+      const int64_t id = ascending[b * s.tokens + t];
+      check.require(id < segments, "segment_ids must be below num_segments (", segments, "), got ", id, " at token ", t,
+                    " of batch entry ", b);
+      while (next <= id) row[next++] = static_cast<int32_t>(t);
+    }
+    while (next <= segments) row[next++] = static_cast<int32_t>(s.tokens);
+  }
+  return offsets;
+}
+
+// x as [B, L, C] even where it is [N, C].
+SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTensor& segment_ids,
+                           const OptionalTensor& cu_seqlens, int64_t num_segments, const Text& reduce,
+                           const OptionalTensor& mask) {
+  SegmentArguments a;
+  SegmentPoolParams& p = a.p;
+  p.dtype = check.floating(x, "x");
+  p.reduce = reduction(check, reduce);
+  check.require(!segment_ids || !cu_seqlens, "segment_ids and cu_seqlens exclude each other");
+  if (cu_seqlens) {
+    check.on_cpu(x, "x");
+    check.rank(x, "x", 2, "[N, C] with cu_seqlens");
+    check.last_contiguous(x, "x");
+    check.length(x.size(0), "the number of tokens");
+    p.x = {x.data_ptr(), 0, x.stride(0)};
+    p.batch = 1;
+    p.tokens = x.size(0);
+    p.channels = x.size(1);
+    p.offsets = cu_argument(check, *cu_seqlens, p.tokens);
+    p.segments = cu_seqlens->size(0) - 1;
+    if (mask) {
+      check.on_cpu(*mask, "mask");
+      check.type(*mask, "mask", ScalarType::Bool);
+      check.shape(*mask, "mask", {p.tokens}, "[N]");
+      check.nonnegative_strides(*mask, "mask");
+      p.mask = {static_cast<const uint8_t*>(mask->data_ptr()), 0, mask->stride(0)};
+    }
+    return a;
+  }
+  p.x = token_view(check, x, "x");
+  p.batch = x.size(0);
+  p.tokens = x.size(1);
+  p.channels = x.size(2);
+  p.mask = mask_argument(check, mask, "mask", p.batch, p.tokens);
+  check.length(p.tokens, "the number of tokens");
+  check.require(num_segments >= 0 && num_segments < INT32_MAX, "num_segments must be >= 0, got ", num_segments);
+  if (segment_ids) {
+    p.segments = num_segments;
+    a.offsets = offsets_of(check, *segment_ids, {p.batch, p.tokens, nullptr, p.batch}, p.mask, p.segments);
+  } else {
+    p.segments = 1;
+    for (int64_t b = 0; b < p.batch; ++b) {
+      a.offsets.push_back(0);
+      a.offsets.push_back(static_cast<int32_t>(p.tokens));
+    }
+  }
+  p.offsets = a.offsets.data();
+  return a;
+}
+
+std::vector<int64_t> pooled_sizes(const SegmentPoolParams& p, bool packed) {
+  if (packed) return {p.segments, p.channels};
+  return {p.batch, p.segments, p.channels};
+}
+
+Tensor segment_pool_forward(const Tensor& x, const OptionalTensor& segment_ids, const OptionalTensor& cu_seqlens,
+                            int64_t num_segments, const Text& reduce, const OptionalTensor& mask) {
+  const Check check("segment_pool_forward");
+  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduce, mask);
+  Tensor out = new_tensor(x, pooled_sizes(a.p, cu_seqlens.has_value()), x.scalar_type());
+  a.p.out = out.data_ptr();
+  if (out.numel() > 0) cpu::segment_pool_forward(a.p);
+  return out;
+}
+
+Tensor segment_pool_backward(const Tensor& dout, const Tensor& x, const OptionalTensor& segment_ids,
+                             const OptionalTensor& cu_seqlens, int64_t num_segments, const Text& reduce,
+                             const OptionalTensor& mask, const Text& tie) {
+  const Check check("segment_pool_backward");
+  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduce, mask);
+  check.require(tie == "first" || tie == "even", "tie must be 'first' or 'even', got '", tie.value, "'");
+  check.on_cpu(dout, "dout");
+  check.same_type(dout, "dout", x, "x");
+  check.shape(dout, "dout", pooled_sizes(a.p, cu_seqlens.has_value()), "the result of segment_pool_forward");
+  check.last_contiguous(dout, "dout");
+  SegmentPoolBackwardParams b{};
+  b.tie = tie == "even" ? TieRule::even : TieRule::first;
+  b.dout = cu_seqlens ? TokenView{dout.data_ptr(), 0, dout.stride(0)}
+                      : TokenView{dout.data_ptr(), dout.stride(0), dout.stride(1)};
+  Tensor dx = gradient_like(x, true);
+  b.dx = dx.data_ptr();
+  b.forward = a.p;
+  if (dx.numel() > 0) cpu::segment_pool_backward(b);
+  return dx;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("segment_pool_forward", TORCH_BOX(&segment_pool_forward));
+  m.impl("segment_pool_backward", TORCH_BOX(&segment_pool_backward));
+}
+
+}  // namespace attn::ops
