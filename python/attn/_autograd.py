@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-# torch binds the arguments of `apply` to the signature of `forward`, at 100 us for a dozen named ones. They
-# are all given by position, which this says.
-_POSITIONAL = inspect.Signature([inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)])
+
+class _Positional(inspect.Signature):
+    """The signature of a ``forward``, to which ``apply`` binds its arguments: at 100 us for a dozen of them,
+    though all are given by position and none has a default.
+    """
+
+    def bind(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+        return _Bound(args)  # type: ignore[return-value]
+
+
+class _Bound:
+    kwargs: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.args = args
+
+    def apply_defaults(self) -> None:
+        pass
 
 
 class Function(torch.autograd.Function):
@@ -23,7 +38,8 @@ class Function(torch.autograd.Function):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        cls.forward.__signature__ = _POSITIONAL  # type: ignore[attr-defined]
+        parameters = inspect.signature(cls.forward).parameters.values()
+        cls.forward.__signature__ = _Positional(list(parameters))  # type: ignore[attr-defined]
 
 
 def call(function: type[Function], *args: Any) -> Any:

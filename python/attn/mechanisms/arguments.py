@@ -78,7 +78,7 @@ def window_pair(window: Any) -> tuple[int, int]:
 
 def last_contiguous(x: Tensor) -> Tensor:
     """What kernels can read in place; a copy otherwise."""
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
+    return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
 def same_place(name: str, x: Tensor, q: Tensor) -> None:
@@ -93,25 +93,28 @@ def shape_text(x: Tensor) -> str:
 def query_key(op: str, q: Any, k: Any) -> tuple[Tensor, Tensor]:
     """q ``[B, H, Tq, D]`` and k ``[B, Hkv, Tk, D]``, checked and with a contiguous last dimension."""
     q, k = is_tensor("q", q), is_tensor("k", k)
-    if q.dim() != 4:
-        raise ValueError(f"q must be [B, H, Tq, D], got shape {shape_text(q)}")
-    if k.dim() != 4:
-        raise ValueError(f"k must be [B, Hkv, Tk, D], got shape {shape_text(k)}")
+    # Looked at once: a shape is a new object every time, and small calls feel it.
+    q_shape, k_shape = q.shape, k.shape
+    if len(q_shape) != 4:
+        raise ValueError(f"q must be [B, H, Tq, D], got shape {list(q_shape)}")
+    if len(k_shape) != 4:
+        raise ValueError(f"k must be [B, Hkv, Tk, D], got shape {list(k_shape)}")
     same_place("k", k, q)
-    q, k = autocast(q), autocast(k)
+    q, k = autocast(q, k)
     if k.dtype != q.dtype:
         raise ValueError(f"k must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(k.dtype)}")
-    if k.shape[0] != q.shape[0]:
-        raise ValueError(f"k must have the batch size of q, {q.shape[0]}, got shape {shape_text(k)}")
-    if k.shape[3] != q.shape[3]:
-        raise ValueError(f"k must have the head dimension of q, {q.shape[3]}, got shape {shape_text(k)}")
-    if q.shape[3] == 0:
-        raise ValueError(f"q and k must have a head dimension of at least 1, got shape {shape_text(q)}")
-    heads, kv_heads = q.shape[1], k.shape[1]
+    batch, heads, _, dim = q_shape
+    k_batch, kv_heads, _, k_dim = k_shape
+    if k_batch != batch:
+        raise ValueError(f"k must have the batch size of q, {batch}, got shape {list(k_shape)}")
+    if k_dim != dim:
+        raise ValueError(f"k must have the head dimension of q, {dim}, got shape {list(k_shape)}")
+    if dim == 0:
+        raise ValueError(f"q and k must have a head dimension of at least 1, got shape {list(q_shape)}")
     if heads % kv_heads != 0 if kv_heads != 0 else heads != 0:
         raise ValueError(
             f"q must have a multiple of the heads of k and v, got {heads} and {kv_heads} "
-            f"(shapes {shape_text(q)} and {shape_text(k)})"
+            f"(shapes {list(q_shape)} and {list(k_shape)})"
         )
     require_backend(op, q)
     return last_contiguous(q), last_contiguous(k)
@@ -122,23 +125,25 @@ def query_key_value(op: str, q: Any, k: Any, v: Any) -> tuple[Tensor, Tensor, Te
     q, k = query_key(op, q, k)
     v = is_tensor("v", v)
     same_place("v", v, q)
-    v = autocast(v)
+    (v,) = autocast(v)
     if v.dtype != q.dtype:
         raise ValueError(f"v must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(v.dtype)}")
-    if v.dim() != 4 or v.shape[:3] != k.shape[:3]:
+    v_shape = v.shape
+    if len(v_shape) != 4 or v_shape[:3] != k.shape[:3]:
         raise ValueError(
             f"v must be [B, Hkv, Tk, Dv] with the batch size, heads and tokens of k {shape_text(k)}, "
-            f"got shape {shape_text(v)}"
+            f"got shape {list(v_shape)}"
         )
     return q, k, last_contiguous(v)
 
 
-def autocast(x: Tensor) -> Tensor:
+def autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """Under ``torch.autocast`` these functions run in its dtype, as scaled_dot_product_attention does."""
-    device = x.device.type
-    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device) and x.is_floating_point():
-        return x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(device))
-    return x
+    device = tensors[0].device.type
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x.to(dtype) if x.is_floating_point() and x.dtype != torch.float64 else x for x in tensors)
 
 
 def float_rows(name: str, x: Any, q: Tensor, shape: tuple[int, ...], layout: str) -> Tensor | None:
