@@ -110,7 +110,7 @@ template <class In> struct ForwardItem {
       clip_to_reach(*tile, reach, a, b);
       if (a >= b || (mod.segment && !segments_meet(*rows, first, last, segment, a, b))) continue;
       if (kPairRows<T> && !thin) a &= ~1;  // values are paired from the tile's start
-      const bool masked = needs_mask(*tile, a, b, reach, mod.segment);
+      const bool masked = needs_mask(*tile, a, b, reach, mod);
       if (thin) {
         if constexpr (kThinFits<A>) {
           thin_panel(a, b, masked, reach, tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim),

@@ -25,18 +25,22 @@ template <class A> struct Modifiers {
   const A* key_weight;     // null, or per key of the tile, in base-2 logit units
   const int32_t* segment;  // null, or per key of the tile
   const LayoutView* layout;
+  bool removes;  // some key of the tile has weight -inf: nobody sees it, so it has to be masked (its K or V may be NaN)
+
+  bool removed(int j) const { return removes && key_weight[j] == -kInfinity<A>; }
 };
 
 // Per-key modifiers of a tile, gathered into the given scratch.
 template <class A>
 inline Modifiers<A> load_modifiers(const AttendParams& p, const Sequence& seq, int64_t head_kv, const KeyTile& t,
                                    A* key_weight, int32_t* segment) {
-  Modifiers<A> mod{static_cast<A>(p.softcap * kLog2e), nullptr, nullptr, &p.layout};
+  Modifiers<A> mod{static_cast<A>(p.softcap * kLog2e), nullptr, nullptr, &p.layout, false};
   if (p.key_log_weight.data) {
     const View3& view = p.key_log_weight;
     const float* w = static_cast<const float*>(view.data) + seq.batch * view.batch + head_kv * view.head;
     for (int j = 0; j < t.n; ++j) {
       key_weight[j] = static_cast<A>(w[(seq.k_token + t.position[j]) * view.token]) * static_cast<A>(kLog2e);
+      mod.removes |= key_weight[j] == -kInfinity<A>;
     }
     mod.key_weight = key_weight;
   }
@@ -54,12 +58,13 @@ ATTN_INLINE bool all_rows_see(const KeyTile& t, int j, const PanelReach& r) {
 }
 
 // Is a mask needed for keys [a, b) of the tile in a panel with reach r?
-inline bool needs_mask(const KeyTile& t, int a, int b, const PanelReach& r, const int32_t* segment) {
-  if (t.any_slot) return true;
-  if (segment) {
+template <class A>
+inline bool needs_mask(const KeyTile& t, int a, int b, const PanelReach& r, const Modifiers<A>& mod) {
+  if (t.any_slot || mod.removes) return true;
+  if (mod.segment) {
     if (!r.one_segment) return true;
     for (int i = a; i < b; ++i) {
-      if (segment[i] != r.segment) return true;
+      if (mod.segment[i] != r.segment) return true;
     }
   }
   if (!t.any_exempt) return t.position[a] < r.max_lo || t.position[b - 1] > r.min_hi;
@@ -136,11 +141,14 @@ template <class A, int NV> struct PanelMask {
       const Ints<A> bit = splat_int<A>(static_cast<int32_t>(1u << (tile.column[j] % 32)));
       for (int v = 0; v < NV; ++v) keep[v] &= (words[v] & bit) != 0;
     }
+    if (mod.removed(j)) {
+      for (int v = 0; v < NV; ++v) keep[v] = Ints<A>{};
+    }
   }
 };
 
 // The same rule with keys [first, first + count) of a tile in lanes and one row at a time (backward, dK and dV). Lanes
-// past `count` are padding and never kept.
+// past `count` are padding and never kept, nor are keys of weight -inf.
 template <class A, int NV> struct LaneMask {
   static constexpr int L = Lanes<A>::n;
   Ints<A> position[NV], exempt[NV], segment[NV] = {}, valid[NV];
@@ -157,7 +165,7 @@ template <class A, int NV> struct LaneMask {
         position[v][i] = t.position[key];
         exempt[v][i] = t.exempt[key];
         if (m.segment) segment[v][i] = m.segment[key];
-        valid[v][i] = -(lane < count);
+        valid[v][i] = -(lane < count && !m.removed(key));
       }
     }
   }
@@ -200,7 +208,7 @@ inline void modify_panel(A* s, int a, int b, const RowBlock& rows, int32_t first
   for (int v = 0; v < NV; ++v) top[v] = splat(-kInfinity<A>);
   for (int j = a; j < b; ++j, s += NV * L) {
     Ints<A> keep[NV] = {};
-    const bool cut = masked && (mod.segment || t.slot[j] >= 0 || !all_rows_see(t, j, reach));
+    const bool cut = masked && (mod.segment || t.slot[j] >= 0 || mod.removed(j) || !all_rows_see(t, j, reach));
     if (cut) mask.of_key(j, keep);
     for (int v = 0; v < NV; ++v) {
       vec<A> x = load(s + v * L);
