@@ -6,17 +6,24 @@ this installation supports.
 """
 
 from . import _library  # noqa: F401  # isort: skip  (registers the ops that the rest refers to)
-from . import _fake, _fake_attend, _fake_scan, patterns, reference  # noqa: F401
+from . import _fake, _fake_attend, _fake_pool, _fake_scan, patterns, reference  # noqa: F401
 from ._version import __version__
 from .errors import BackendError
 from .info import Info, info
 from .layout import BlockLayout
 from .mechanisms.attention import attention
+from .mechanisms.axis_gate import axis_gate
 from .mechanisms.block_sparse import block_sparse_attention
 from .mechanisms.hip import hip_attention, hip_select
 from .mechanisms.linear import linear_attention, linear_attention_step
+from .mechanisms.nodes import topk_nodes
+from .mechanisms.ponet import ponet_mix
+from .mechanisms.query_pool import query_pool
 from .mechanisms.s2 import s2_attention
+from .mechanisms.segment_pool import segment_pool
 from .mechanisms.states import merge_states
+from .mechanisms.tap_pool import tap_pool
+from .mechanisms.window_pool import window_pool
 from .selection import HipSelection
 
 __all__ = [
@@ -26,6 +33,7 @@ __all__ = [
     "Info",
     "__version__",
     "attention",
+    "axis_gate",
     "block_sparse_attention",
     "hip_attention",
     "hip_select",
@@ -34,6 +42,12 @@ __all__ = [
     "linear_attention_step",
     "merge_states",
     "patterns",
+    "ponet_mix",
+    "query_pool",
     "reference",
     "s2_attention",
+    "segment_pool",
+    "tap_pool",
+    "topk_nodes",
+    "window_pool",
 ]

@@ -68,6 +68,13 @@ _CPU_OPS: dict[str, tuple[Predicate, ...]] = {
     "hip_select": (),
     "linear_attention": (),
     "merge_states": (),
+    "axis_gate": (),
+    "ponet_mix": (),
+    "query_pool": (),
+    "segment_pool": (),
+    "tap_pool": (),
+    "topk_nodes": (),
+    "window_pool": (),
 }
 
 BACKENDS: tuple[Backend, ...] = (

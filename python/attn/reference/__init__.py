@@ -5,13 +5,21 @@ written to be read.
 from . import patterns
 from .attend import attention, block_sparse_attention, masked_attention
 from .decode import decode_attention
+from .gate import axis_gate
 from .hip import hip_attention, hip_select, hip_token_mask
 from .mask import layout_mask, token_mask
+from .nodes import topk_nodes
+from .ponet import ponet_mix
+from .query_pool import query_pool
 from .s2 import s2_attention, s2_token_mask
+from .segment import segment_pool
 from .states import merge_states
+from .tap import tap_pool
+from .window import window_pool
 
 __all__ = [
     "attention",
+    "axis_gate",
     "block_sparse_attention",
     "decode_attention",
     "hip_attention",
@@ -21,7 +29,13 @@ __all__ = [
     "masked_attention",
     "merge_states",
     "patterns",
+    "ponet_mix",
+    "query_pool",
     "s2_attention",
     "s2_token_mask",
+    "segment_pool",
+    "tap_pool",
     "token_mask",
+    "topk_nodes",
+    "window_pool",
 ]

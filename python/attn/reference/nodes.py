@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 def topk_nodes(
-    score: Tensor, *, ratio: float | None = None, k: int | None = None, min_score: float | None = None, cu_seqlens: Tensor
+    score: Tensor,
+    *,
+    ratio: float | None = None,
+    k: int | None = None,
+    min_score: float | None = None,
+    cu_seqlens: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Oracle of :func:`attn.topk_nodes`."""
     perm: list[int] = []

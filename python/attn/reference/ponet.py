@@ -44,9 +44,16 @@ def ponet_mix(
             continue
         position = (index - i).tolist()
         rows = {name: x[b, index].double() for name, x in (("k", k), ("o", o), ("s", segment), ("l", local))}
-        g = q[b, index].double().mean(0) if pooled_query is None else pooled_query[n].double()  # type: ignore[index]
-        pooled = global_aggregate(g.view(num_heads, -1), rows["k"].unflatten(-1, (num_heads, -1))).flatten()
-        ids = segment_ids[b, index] if segment_length is None else torch.tensor(position) // segment_length
+        if pooled_query is not None:
+            g = pooled_query[n].double()
+        else:
+            assert q is not None
+            g = q[b, index].double().mean(0)
+        keys = rows["k"].unflatten(-1, (num_heads, -1))
+        pooled = global_aggregate(g.view(num_heads, -1), keys).flatten()
+        ids = segment_ids[b, index]
+        if segment_length is not None:
+            ids = torch.tensor(position) // segment_length
         mixed = []
         for row, p in enumerate(position):
             if special[b, i + p]:
@@ -61,6 +68,6 @@ def ponet_mix(
 
 
 def global_aggregate(query: Tensor, keys: Tensor) -> Tensor:
-    """Attention of one query per head over keys that are their own values: ``[H, D], [n, H, D] -> [H, D]``."""
+    """One query a head over keys that are their own values: ``[H, D], [n, H, D] -> [H, D]``."""
     weights = torch.einsum("hd,nhd->hn", query, keys).div(keys.shape[-1] ** 0.5).softmax(-1)
     return torch.einsum("hn,nhd->hd", weights, keys)

@@ -35,7 +35,11 @@ def query_pool(
         spans = [(b, 0, k.shape[2]) for b in range(k.shape[0])]
     else:
         spans = [(0, i, j) for i, j in pairwise(cu_seqlens.tolist())]
-    keep = torch.ones(k.shape[0], k.shape[2], dtype=torch.bool) if key_mask is None else key_mask.view(k.shape[0], -1)
+    keep = (
+        torch.ones(k.shape[0], k.shape[2], dtype=torch.bool)
+        if key_mask is None
+        else key_mask.view(k.shape[0], -1)
+    )
     out = torch.zeros(len(spans), heads, q.shape[2], v.shape[-1], dtype=torch.float64)
     for n, (b, i, j) in enumerate(spans):
         index = i + keep[b, i:j].nonzero()[:, 0]

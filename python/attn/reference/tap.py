@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 
-def tap_pool(x: Tensor, weights: Tensor, *, height: int, width: int, dilations: Sequence[int] = (0, 1, 2, 3)) -> Tensor:
+def tap_pool(
+    x: Tensor, weights: Tensor, *, height: int, width: int, dilations: Sequence[int] = (0, 1, 2, 3)
+) -> Tensor:
     """Oracle of :func:`attn.tap_pool`.
 
-    ``out_n = sum_i weights[n, i] P_i(x)_n`` with P_i the sum over the 3 x 3 neighbours at distance ``dilations[i]``
-    that lie in the image, divided by 9.
+    ``out_n = sum_i weights[n, i] P_i(x)_n`` with P_i the sum over the 3 x 3 neighbours at distance
+    ``dilations[i]`` that lie in the image, divided by 9.
     """
     image = x.to(torch.float64).unflatten(1, (height, width))
     out = torch.zeros_like(image)

@@ -29,7 +29,8 @@ def window_pool(
 ) -> Tensor:
     """Oracle of :func:`attn.window_pool`.
 
-    ``out_l = reduce { x_j : j in l + dilation * (-w//2 .. w//2), same sequence, kept }``, 0 for rows not kept.
+    ``out_l = reduce { x_j : j in l + dilation * (-w//2 .. w//2), same sequence, kept }``, 0 for rows not
+    kept.
     """
     x = x.to(torch.float64)
     keep = torch.ones(x.shape[:-1], dtype=torch.bool) if mask is None else mask
