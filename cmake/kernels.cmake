@@ -5,14 +5,17 @@ set(ATTN_ISA_SOURCES
   csrc/cpu/kernels.cpp
   csrc/cpu/kernels_attend.cpp
   csrc/cpu/kernels_attend_backward.cpp
+  csrc/cpu/kernels_flow.cpp
   csrc/cpu/kernels_hip.cpp
+  csrc/cpu/kernels_linear.cpp
   csrc/cpu/kernels_pool.cpp
-  csrc/cpu/kernels_query_pool.cpp
-  csrc/cpu/kernels_linear.cpp)
+  csrc/cpu/kernels_prefix.cpp
+  csrc/cpu/kernels_query_pool.cpp)
 # Compiled once.
 set(ATTN_COMMON_SOURCES
   csrc/cpu/dispatch.cpp
   csrc/cpu/dispatch_pool.cpp
+  csrc/cpu/dispatch_scan.cpp
   csrc/cpu/parallel.cpp
   csrc/cpu/scratch.cpp)
 

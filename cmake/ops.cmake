@@ -6,6 +6,8 @@ set(ATTN_OPS_SOURCES
   csrc/ops/attend_args.cpp
   csrc/ops/attend_run.cpp
   csrc/ops/block_sparse.cpp
+  csrc/ops/decode.cpp
+  csrc/ops/flow.cpp
   csrc/ops/hip.cpp
   csrc/ops/layout_args.cpp
   csrc/ops/linear.cpp
@@ -18,6 +20,7 @@ set(ATTN_OPS_SOURCES
   csrc/ops/pool_segment.cpp
   csrc/ops/pool_tap.cpp
   csrc/ops/pool_window.cpp
+  csrc/ops/prefix.cpp
   csrc/ops/register.cpp
   csrc/ops/s2.cpp)
 

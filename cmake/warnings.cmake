@@ -14,4 +14,6 @@ endif()
 if(ATTN_SANITIZE)
   target_compile_options(attn_flags INTERFACE -fsanitize=${ATTN_SANITIZE} -fno-sanitize-recover=all -fno-omit-frame-pointer -g1)
   target_link_options(attn_flags INTERFACE -fsanitize=${ATTN_SANITIZE})
+  # Scratch memory is reused, which hides it from AddressSanitizer: its old contents are overwritten instead.
+  target_compile_definitions(attn_flags INTERFACE ATTN_POISON_SCRATCH)
 endif()

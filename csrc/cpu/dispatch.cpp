@@ -39,9 +39,6 @@ void attend_forward(const AttendParams& params) { kernels().attend_forward(param
 void attend_backward(const AttendBackwardParams& params) { kernels().attend_backward(params); }
 void hip_select(const SelectParams& params) { kernels().hip_select(params); }
 
-void linear_forward(const LinearParams& params) { kernels().linear_forward(params); }
-void linear_backward(const LinearBackwardParams& params) { kernels().linear_backward(params); }
-
 void merge_states(const MergeStatesParams& params) { kernels().merge_states(params); }
 void merge_states_backward(const MergeStatesBackwardParams& params) { kernels().merge_states_backward(params); }
 

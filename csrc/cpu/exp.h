@@ -19,7 +19,8 @@ ATTN_INLINE f32v exp2v(f32v x) {
   x = x < -127.0f ? splat(-127.0f) : x;
   const f32v t = x + magic;
   const f32v f = x - (t - magic);
-  const i32v scale = (bit_cast<i32v>(t) << 23) + (127 << 23);
+  // Unsigned: what lies outside the promised range is wrong, but never undefined.
+  const u32v scale = (bit_cast<u32v>(t) << 23) + (127u << 23);
   f32v r = f * 1.326472731e-03f + 9.671512991e-03f;
   r = r * f + 5.550733581e-02f;
   r = r * f + 2.402224243e-01f;

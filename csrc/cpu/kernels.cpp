@@ -10,11 +10,10 @@ const Kernels kernel_table = {
     .attend_forward = run_attend_forward,
     .attend_backward = run_attend_backward,
     .hip_select = run_hip_select,
-    .linear_forward = run_linear_forward,
-    .linear_backward = run_linear_backward,
     .merge_states = merge_states,
     .merge_states_backward = merge_states_backward,
     .pool = pool_kernels,
+    .scan = scan_kernels,
 };
 
 ATTN_NAMESPACE_END

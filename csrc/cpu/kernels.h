@@ -5,7 +5,7 @@
 #include "attn/merge.h"
 #include "attn/params.h"
 #include "cpu/kernels_pool.h"
-#include "attn/scan.h"
+#include "cpu/kernels_scan.h"
 
 namespace attn {
 
@@ -13,11 +13,10 @@ struct Kernels {
   void (*attend_forward)(const AttendParams&);
   void (*attend_backward)(const AttendBackwardParams&);
   void (*hip_select)(const SelectParams&);
-  void (*linear_forward)(const LinearParams&);
-  void (*linear_backward)(const LinearBackwardParams&);
   void (*merge_states)(const MergeStatesParams&);
   void (*merge_states_backward)(const MergeStatesBackwardParams&);
   PoolKernels pool;
+  ScanKernels scan;
 };
 
 // The row in use, chosen once (isa.h).
@@ -31,7 +30,5 @@ ATTN_NAMESPACE_BEGIN
 void run_attend_forward(const AttendParams& params);
 void run_attend_backward(const AttendBackwardParams& params);
 void run_hip_select(const SelectParams& params);
-void run_linear_forward(const LinearParams& params);
-void run_linear_backward(const LinearBackwardParams& params);
 
 ATTN_NAMESPACE_END

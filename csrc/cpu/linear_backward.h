@@ -338,14 +338,5 @@ template <class In> struct LinearBackward {
   }
 };
 
-inline void linear_backward(const LinearBackwardParams& p) {
-  switch (p.forward.dtype) {
-    case DType::f32: return LinearBackward<float>(p).run();
-    case DType::f64: return LinearBackward<double>(p).run();
-    case DType::bf16: return LinearBackward<bf16>(p).run();
-    case DType::f16: return LinearBackward<f16>(p).run();
-  }
-}
-
 }  // namespace scan
 ATTN_NAMESPACE_END

@@ -152,14 +152,5 @@ template <class In> struct LinearForward {
   }
 };
 
-inline void linear_forward(const LinearParams& p) {
-  switch (p.dtype) {
-    case DType::f32: return LinearForward<float>(p).run();
-    case DType::f64: return LinearForward<double>(p).run();
-    case DType::bf16: return LinearForward<bf16>(p).run();
-    case DType::f16: return LinearForward<f16>(p).run();
-  }
-}
-
 }  // namespace scan
 ATTN_NAMESPACE_END

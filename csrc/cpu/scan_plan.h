@@ -8,6 +8,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "attn/parallel.h"
@@ -46,9 +47,12 @@ class SegmentGrid {
     });
   }
 
-  // fn(group) for every group, in parallel.
+  // fn(group) or fn(group, worker) for every group, in parallel.
   template <class F> void for_groups(F&& fn) const {
-    parallel_items(groups(), [&](int64_t group, int) { fn(group); });
+    parallel_items(groups(), [&](int64_t group, int worker) {
+      if constexpr (std::is_invocable_v<F, int64_t, int>) fn(group, worker);
+      else fn(group);
+    });
   }
 
   // Whether whole groups keep the threads about as busy as segments would. `extra` is the share of work that going
@@ -145,6 +149,49 @@ inline void two_level_sum(const SegmentGrid& grid, int64_t size, Start&& start, 
     for (int64_t i = 0; i < grid.segments(g); ++i) add_row(state.get(), slot(g, i), size);
     end(g, state.get());
   });
+}
+
+// A pass over the segments of every group whose results are summed over the group before the next pass begins:
+// sum(group, segment, added, worker) fills `size` elements, join(group, total) receives their sum.
+template <class Sum, class Join> struct Pass {
+  int64_t size;
+  Sum sum;
+  Join join;
+};
+template <class Sum, class Join> Pass(int64_t, Sum, Join) -> Pass<Sum, Join>;
+
+// Runs passes one after the other; if `by_group`, all of them on one group before the next group, and `worker` numbers
+// the thread that does so. Otherwise `worker` is -1: different threads go over a group in different passes.
+template <class A, class... Passes>
+inline void run_passes(const SegmentGrid& grid, bool by_group, const Passes&... passes) {
+  if (by_group) {
+    grid.for_groups([&](int64_t g, int worker) {
+      const auto run = [&](const auto& pass) {
+        const Workspace<A> sums(2 * pass.size);
+        A *total = sums.get(), *added = total + pass.size;
+        std::memset(total, 0, pass.size * sizeof(A));
+        for (int64_t i = 0; i < grid.segments(g); ++i) {
+          pass.sum(g, i, added, worker);
+          add_row(total, added, pass.size);
+        }
+        pass.join(g, total);
+      };
+      (run(passes), ...);
+    });
+    return;
+  }
+  const auto run = [&](const auto& pass) {
+    const Workspace<A> slots(grid.total() * pass.size);
+    const auto slot = [&](int64_t g, int64_t i) { return slots.get() + grid.item(g, i) * pass.size; };
+    grid.for_segments([&](int64_t g, int64_t i) { pass.sum(g, i, slot(g, i), -1); });
+    grid.for_groups([&](int64_t g) {
+      const Workspace<A> total(pass.size);
+      std::memset(total.get(), 0, pass.size * sizeof(A));
+      for (int64_t i = 0; i < grid.segments(g); ++i) add_row(total.get(), slot(g, i), pass.size);
+      pass.join(g, total.get());
+    });
+  };
+  (run(passes), ...);
 }
 
 // One sequence of a batch: entry `batch`, tokens [first, first + count).

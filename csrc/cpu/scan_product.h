@@ -73,16 +73,21 @@ template <class T> class ScanProduct {
       if (!row_is_finite(c + i * ld_out, ld_out)) bad_[bad_count_++] = static_cast<int16_t>(i);
     }
     if constexpr (kPairs) {
-      if (n % 2) {
-        std::memset(b + n * ld_in, 0, ld_in * sizeof(A));
-        std::memset(c + n * ld_out, 0, ld_out * sizeof(A));
-      }
-      for (int64_t i = 0; i < n + n % 2; ++i) pair_row(b + i * ld_in, b_rows_ + i * depth_of<T>(ld_in));
+      const int64_t ld_pairs = depth_of<T>(ld_in);
+      for (int64_t i = 0; i < n; ++i) pair_row(b + i * ld_in, b_rows_ + i * ld_pairs);
+      if (n % 2) std::memset(static_cast<void*>(b_rows_ + n * ld_pairs), 0, ld_pairs * sizeof(T));
       for (int64_t i = 0; i < n; i += 2) {
-        pair_rows(b + i * ld_in, b + (i + 1) * ld_in, ld_in, b_columns_ + i / 2 * ld_in);
-        pair_rows(c + i * ld_out, c + (i + 1) * ld_out, ld_out, right_ + (depth + i / 2) * ld_out);
+        const bool both = i + 1 < n;
+        pair_rows(b + i * ld_in, both ? b + (i + 1) * ld_in : nullptr, ld_in, b_columns_ + i / 2 * ld_in);
+        pair_rows(c + i * ld_out, both ? c + (i + 1) * ld_out : nullptr, ld_out, right_ + (depth + i / 2) * ld_out);
       }
     }
+  }
+
+  // Makes b rows that lie elsewhere, padded alike.
+  void point_keys(A* rows) {
+    b = rows;
+    if constexpr (!kPairs) b_rows_ = b_columns_ = rows;
   }
 
   // Takes the n rows of a.
@@ -172,7 +177,7 @@ template <class T> class ScanProduct {
   }
   static void pair_rows(const A* lo, const A* hi, int64_t n, T* to) {
     if constexpr (kPairs) {
-      for (int64_t x = 0; x < n; x += L) store(to + x, make_pairs(load(lo + x), load(hi + x)));
+      for (int64_t x = 0; x < n; x += L) store(to + x, make_pairs(load(lo + x), hi ? load(hi + x) : vec<A>{}));
     }
   }
 

@@ -1,6 +1,7 @@
 // Per-thread scratch memory. It grows to the largest work item a thread has seen (about 1 MB) and lives as long as
 // the thread, so kernels never allocate inside their loops.
 #include <cstdlib>
+#include <cstring>
 #include <new>
 
 #include "cpu/work.h"
@@ -27,6 +28,9 @@ void* thread_scratch(int64_t bytes) {
     if (!scratch.data) throw std::bad_alloc();
     scratch.size = rounded;
   }
+#ifdef ATTN_POISON_SCRATCH
+  std::memset(scratch.data, 0xff, static_cast<size_t>(scratch.size));  // NaN in every float type: what is read was written
+#endif
   return scratch.data;
 }
 

@@ -29,7 +29,8 @@ template <class A> ATTN_INLINE vec<A> sum_lanes(vec<A>* x) {
   return x[0];
 }
 
-// s [n][lanes]: scores of keys [first, first + n) with query row r in lane r < kThinRows, and their maximum in `top`.
+// s [n][lanes]: scores of keys [first, first + n) with query row r in lane r < kThinRows (0 in the other lanes), and
+// their maximum in `top`.
 // q is [kThinRows][width], zero-padded.
 template <class In, class A>
 inline void thin_dot(const TokenRows<In>& k, int64_t first, int64_t n, const A* q, int64_t width, A scale, A* s,
@@ -63,7 +64,9 @@ inline void thin_dot(const TokenRows<In>& k, int64_t first, int64_t n, const A* 
     A total[kKeys * kThinRows];
     store(total, sum_lanes<A>(sum) * scale);
     for (int64_t i = 0; i < keys; ++i) {
-      for (int r = 0; r < kThinRows; ++r) s[(j + i) * L + r] = total[i * kThinRows + r];
+      A lanes[L] = {};
+      for (int r = 0; r < kThinRows; ++r) lanes[r] = total[i * kThinRows + r];
+      store(s + (j + i) * L, load(lanes));
     }
   }
   for (int64_t j = 0; j < n; ++j) *top = vmax(load(s + j * L), *top);

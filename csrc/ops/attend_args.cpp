@@ -40,34 +40,43 @@ constexpr int64_t kMaxTokens = int64_t{1} << 30;
 // Windows and sinks beyond it mean the same as it.
 constexpr int64_t kMaxReach = int64_t{1} << 32;
 
-void check_qkv(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v, AttendParams& p) {
+void check_qkv(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v, const AttendOptions& o,
+               AttendParams& p) {
+  const bool paged = o.store == KeyStore::pages;
+  const char *k_name = o.store == KeyStore::tensors ? "k" : "k_cache",
+             *v_name = o.store == KeyStore::tensors ? "v" : "v_cache",
+             *k_shape = paged ? "[P, Hkv, page, D]" : "[B, Hkv, Tk, D]",
+             *v_shape = paged ? "[P, Hkv, page, Dv]" : "[B, Hkv, Tk, Dv]";
   p.dtype = check.floating(q, "q");
   check.rank(q, "q", 4, "[B, H, Tq, D]");
-  for (const auto& [t, name] : {std::pair{&k, "k"}, std::pair{&v, "v"}}) {
+  for (const auto& [t, name, shape] : {std::tuple{&k, k_name, k_shape}, std::tuple{&v, v_name, v_shape}}) {
     check.on_cpu(*t, name);
     check.same_type(*t, name, q, "q");
-    check.rank(*t, name, 4, *name == 'k' ? "[B, Hkv, Tk, D]" : "[B, Hkv, Tk, Dv]");
+    check.rank(*t, name, 4, shape);
   }
   p.batch = q.size(0);
   p.heads = q.size(1);
   p.heads_kv = k.size(1);
   p.tq = q.size(2);
-  p.tk = k.size(2);
+  p.tk = paged ? o.capacity : k.size(2);
   p.dim = q.size(3);
   p.dim_v = v.size(3);
-  check.require(k.size(0) == p.batch, "k must have the batch size of q (", p.batch, "), got shape ", shape_text(k));
-  check.require(k.size(3) == p.dim, "k must have the head dimension of q (", p.dim, "), got shape ", shape_text(k));
-  check.require(v.size(0) == p.batch && v.size(1) == p.heads_kv && v.size(2) == p.tk,
-                "v must have the batch size, heads and tokens of k ", shape_text(k), ", got shape ", shape_text(v));
+  check.require(paged || k.size(0) == p.batch, k_name, " must have the batch size of q (", p.batch, "), got shape ",
+                shape_text(k));
+  check.require(k.size(3) == p.dim, k_name, " must have the head dimension of q (", p.dim, "), got shape ",
+                shape_text(k));
+  check.require(v.size(0) == k.size(0) && v.size(1) == p.heads_kv && v.size(2) == k.size(2), v_name,
+                " must have the batch size, heads and tokens of ", k_name, " ", shape_text(k), ", got shape ",
+                shape_text(v));
   check.require(p.heads_kv > 0 ? p.heads % p.heads_kv == 0 : p.heads == 0, "the number of heads of q (", p.heads,
                 ") must be a multiple of that of k and v (", p.heads_kv, ")");
   check.require(p.dim > 0, "q and k must have a head dimension of at least 1, got shape ", shape_text(q));
-  for (const auto& [t, name] : {std::pair{&q, "q"}, std::pair{&k, "k"}}) {
+  for (const auto& [t, name] : {std::pair{&q, "q"}, std::pair{&k, k_name}}) {
     check.require(t->size(2) <= kMaxTokens, name, " must have at most 2**30 tokens, got shape ", shape_text(*t));
   }
   check.last_contiguous(q, "q");
-  check.last_contiguous(k, "k");
-  check.last_contiguous(v, "v");
+  check.last_contiguous(k, k_name);
+  check.last_contiguous(v, v_name);
   p.q = check.view4(q);
   p.k = check.view4(k);
   p.v = check.view4(v);
@@ -164,7 +173,7 @@ void set_modifiers(const Check& check, const AttendOptions& o, AttendParams& p) 
 AttendParams attend_params(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v,
                            const AttendOptions& options) {
   AttendParams p{};
-  check_qkv(check, q, k, v, p);
+  check_qkv(check, q, k, v, options, p);
   set_rule(check, options, p);
   set_sequences(check, options, p);
   set_modifiers(check, options, p);

@@ -11,6 +11,10 @@ namespace attn::ops {
 
 using OptionalTensor = std::optional<Tensor>;
 
+// What k and v are: one entry per batch entry, the same as caches (only their names in errors differ), or pages that
+// all batch entries share.
+enum class KeyStore { tensors, caches, pages };
+
 // Everything but q, k, v and the schedule. Tensors are held by reference: an Options lives inside one op call.
 struct AttendOptions {
   bool causal = false;
@@ -26,6 +30,8 @@ struct AttendOptions {
   const OptionalTensor& sink_logits;
   const OptionalTensor& head_gate;
   bool skip_gated = false;
+  KeyStore store = KeyStore::tensors;
+  int64_t capacity = 0;  // pages: logical keys a sequence may have; k and v are [P, Hkv, page, D]
 
   static const OptionalTensor none;
 };

@@ -22,19 +22,24 @@
 #define ATTN_HIP_SELECTED                                                                                  \
   "Tensor index, Tensor count, SymInt block_size_q=64, SymInt block_size_k=2, SymInt sliding_window=256, " \
   "SymInt sink_tokens=16, bool causal=True, float? scale=None"
-#define ATTN_LINEAR                                                                                           \
+// A mask of the causal form drops a token as query and as key.
+#define ATTN_FLOW                                                                                                  \
+  "float eps=1e-6, bool eps_outside=False, float? clamp=1.0, str competition='source', bool source_norm=False, " \
+  "Tensor? query_mask=None, Tensor? key_mask=None, Tensor? cu_seqlens=None"
+#define ATTN_FLOW_CAUSAL \
+  "float eps=1e-6, bool eps_outside=False, float? clamp=1.0, Tensor? mask=None, Tensor? cu_seqlens=None"
+#define ATTN_LINEAR                                                                                         \
   "str feature_map='elu1', bool causal=False, bool normalize=True, float eps=1e-6, Tensor? key_mask=None, " \
   "Tensor? cu_seqlens=None, Tensor? initial_s=None, Tensor? initial_z=None"
 
 // PoNet's options; `wanted` gradients are those of q, k, o, segment, local, pooled_query.
-#define ATTN_PONET                                                                                     \
+#define ATTN_PONET                                                                                            \
   "SymInt num_heads, Tensor? segment_ids=None, SymInt segment_length=0, SymInt window=3, Tensor? mask=None, " \
   "Tensor? special_mask=None, Tensor? cu_seqlens=None"
-#define ATTN_QUERY_POOL                                                                                \
+#define ATTN_QUERY_POOL \
   "float? scale=None, Tensor? cu_seqlens=None, Tensor? key_mask=None, str activation='softmax', str axis='keys'"
-#define ATTN_SEGMENT \
-  "Tensor? segment_ids, Tensor? cu_seqlens, SymInt num_segments, str reduce='max', Tensor? mask=None"
-#define ATTN_WINDOW                                                                                   \
+#define ATTN_SEGMENT "Tensor? segment_ids, Tensor? cu_seqlens, SymInt num_segments, str reduce='max', Tensor? mask=None"
+#define ATTN_WINDOW                                                                                  \
   "SymInt window, str reduce='max', SymInt dilation=1, Tensor? mask=None, Tensor? cu_seqlens=None, " \
   "bool count_include_pad=False"
 
@@ -45,6 +50,27 @@ STABLE_TORCH_LIBRARY(attn, m) {
   m.def("block_sparse_backward(" ATTN_SAVED ATTN_LAYOUT ATTN_RULE ATTN_SINK_GATE ") -> " ATTN_GRADS);
   m.def("block_sparse_forward(Tensor q, Tensor k, Tensor v, " ATTN_LAYOUT ATTN_RULE ATTN_SINK_GATE
         ", bool skip_gated=False) -> (Tensor out, Tensor lse)");
+  m.def(
+      "decode_forward(Tensor q, Tensor k_cache, Tensor v_cache, Tensor seqlens, Tensor? block_table=None, "
+      "Tensor? kv_count=None, Tensor? kv_index=None, Tensor? full_count=None, Tensor? full_index=None, "
+      "Tensor? partial_slot=None, Tensor? partial_bits=None, SymInt block_q=0, SymInt block_k=0, "
+      "SymInt window_left=-1, SymInt window_right=-1, SymInt sink_tokens=0, float? scale=None, "
+      "Tensor? key_log_weight=None) -> (Tensor out, Tensor lse)");
+  m.def(
+      "flow_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor sinks, Tensor sources, Tensor sums, "
+      "Tensor product, " ATTN_FLOW ") -> " ATTN_QKV_GRADS);
+  m.def(
+      "flow_causal_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor sinks, Tensor sources, "
+      ATTN_FLOW_CAUSAL ") -> " ATTN_QKV_GRADS);
+  m.def("flow_causal_forward(Tensor q, Tensor k, Tensor v, " ATTN_FLOW_CAUSAL
+        ", bool keep_state=False) -> (Tensor out, Tensor sinks, Tensor sources, Tensor sums, Tensor product, "
+        "Tensor log_mean, Tensor tokens)");
+  m.def("flow_forward(Tensor q, Tensor k, Tensor v, " ATTN_FLOW
+        ") -> (Tensor out, Tensor sinks, Tensor sources, Tensor sums, Tensor product)");
+  m.def(
+      "flow_step(Tensor q, Tensor k, Tensor v, Tensor? sums=None, Tensor? product=None, Tensor? log_mean=None, "
+      "Tensor? tokens=None, float eps=1e-6, float? clamp=1.0)"
+      " -> (Tensor out, Tensor sums, Tensor product, Tensor log_mean, Tensor tokens)");
   m.def("hip_attend(Tensor q, Tensor k, Tensor v, " ATTN_HIP_SELECTED ") -> (Tensor out, Tensor lse)");
   m.def("hip_backward(" ATTN_SAVED ATTN_HIP_SELECTED ") -> " ATTN_QKV_GRADS);
   m.def(
@@ -71,13 +97,17 @@ STABLE_TORCH_LIBRARY(attn, m) {
   m.def("axis_gate_forward(Tensor x, Tensor channel, Tensor time) -> Tensor");
   m.def(
       "ponet_backward(Tensor dout, Tensor k, Tensor o, Tensor segment, Tensor local, Tensor query, Tensor aggregate, "
-      "Tensor lse, bool[] wanted, " ATTN_PONET ", str tie='first')"
+      "Tensor lse, bool[] wanted, " ATTN_PONET
+      ", str tie='first')"
       " -> (Tensor dq, Tensor dk, Tensor do, Tensor dsegment, Tensor dlocal, Tensor dpooled_query)");
   m.def("ponet_forward(Tensor? q, Tensor k, Tensor o, Tensor segment, Tensor local, Tensor? pooled_query, " ATTN_PONET
         ") -> (Tensor out, Tensor query, Tensor aggregate, Tensor lse)");
   m.def(
-      "query_pool_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool[] wanted, " //
-      ATTN_QUERY_POOL ") -> " ATTN_QKV_GRADS);
+      "prefix_pool_backward(Tensor dout, Tensor? dlse, Tensor score, Tensor v, Tensor out, Tensor lse, "
+      "Tensor? cu_seqlens=None) -> (Tensor dscore, Tensor dv)");
+  m.def("prefix_pool_forward(Tensor score, Tensor v, Tensor? cu_seqlens=None) -> (Tensor out, Tensor lse)");
+  m.def("query_pool_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool[] wanted, "  //
+        ATTN_QUERY_POOL ") -> " ATTN_QKV_GRADS);
   m.def("query_pool_forward(Tensor q, Tensor k, Tensor v, " ATTN_QUERY_POOL ") -> (Tensor out, Tensor lse)");
   m.def("s2_backward(" ATTN_SAVED ATTN_S2 ") -> " ATTN_QKV_GRADS);
   m.def("s2_forward(Tensor q, Tensor k, Tensor v, " ATTN_S2 ") -> (Tensor out, Tensor lse)");

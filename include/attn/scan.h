@@ -61,7 +61,16 @@ struct PrefixPoolBackwardParams {
   View4 dv;          // per query head: [B, H, T, D]
 };
 
+// out [B, Hkv, T, dim] = sum of x [B, Hkv * group, T, dim] over the heads of each group, in their order.
+struct SumGroupsParams {
+  DType dtype;
+  int64_t batch, heads_kv, group, tokens, dim;
+  View4 x, out;
+};
+
 namespace cpu {
+
+void sum_groups(const SumGroupsParams& params);
 
 void linear_forward(const LinearParams& params);
 void linear_backward(const LinearBackwardParams& params);

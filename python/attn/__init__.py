@@ -14,10 +14,13 @@ from .layout import BlockLayout
 from .mechanisms.attention import attention
 from .mechanisms.axis_gate import axis_gate
 from .mechanisms.block_sparse import block_sparse_attention
+from .mechanisms.decode import decode_attention
+from .mechanisms.flow import flow_attention, flow_attention_step
 from .mechanisms.hip import hip_attention, hip_select
 from .mechanisms.linear import linear_attention, linear_attention_step
 from .mechanisms.nodes import topk_nodes
 from .mechanisms.ponet import ponet_mix
+from .mechanisms.prefix import prefix_softmax_pool, prefix_softmax_pool_step
 from .mechanisms.query_pool import query_pool
 from .mechanisms.s2 import s2_attention
 from .mechanisms.segment_pool import segment_pool
@@ -35,6 +38,9 @@ __all__ = [
     "attention",
     "axis_gate",
     "block_sparse_attention",
+    "decode_attention",
+    "flow_attention",
+    "flow_attention_step",
     "hip_attention",
     "hip_select",
     "info",
@@ -43,6 +49,8 @@ __all__ = [
     "merge_states",
     "patterns",
     "ponet_mix",
+    "prefix_softmax_pool",
+    "prefix_softmax_pool_step",
     "query_pool",
     "reference",
     "s2_attention",

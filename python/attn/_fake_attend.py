@@ -63,7 +63,7 @@ def _backward(number: int) -> Callable[..., tuple[Tensor, ...]]:
     return fake
 
 
-for _name in ("attend_forward", "block_sparse_forward", "s2_forward", "hip_attend"):
+for _name in ("attend_forward", "block_sparse_forward", "s2_forward", "hip_attend", "decode_forward"):
     torch.library.register_fake(f"attn::{_name}")(_forward)
 for _name, _number in (
     ("attend_backward", 6),

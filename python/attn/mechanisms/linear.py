@@ -1,4 +1,5 @@
-"""Linear attention: the softmax replaced by a product of features, so that keys and values are summed once."""
+"""Linear attention: the softmax replaced by a product of features, so that keys and values are summed
+once."""
 
 from __future__ import annotations
 
@@ -84,14 +85,14 @@ def linear_attention(
         q: ``[B, H, Tq, D]``; float32, bfloat16, float16 or float64.
         k: ``[B, Hkv, Tk, D]``; H is a multiple of Hkv. No scale is applied to q or k.
         v: ``[B, Hkv, Tk, Dv]``.
-        feature_map: ``"elu1"`` (x + 1 for x > 0, else e^x), ``"relu"``, ``"exp"``, ``"identity"`` (q and k are
-            features already, such as those of :func:`attn.random_features`), ``"sigmoid"``, or
+        feature_map: ``"elu1"`` (x + 1 for x > 0, else e^x), ``"relu"``, ``"exp"``, ``"identity"`` (q and k
+            are features already, such as those of :func:`attn.random_features`), ``"sigmoid"``, or
             ``"taylor2"``: features whose product is ``1 + x + x^2 / 2`` with ``x = q.k / sqrt(D)``, of which
             there are ``F = 1 + D + D (D + 1) / 2`` (else F = D).
         causal: row i sees the keys j <= i; Tq must equal Tk.
         normalize: divide by the mass ``phi(q) . z``; without it the numerator is returned.
-        eps: >= 0, added to the mass away from zero (so subtracted from a negative one, which identity features
-            can have). A row of mass 0 is 0.
+        eps: >= 0, added to the mass away from zero (so subtracted from a negative one, which identity
+            features can have). A row of mass 0 is 0.
         key_mask: bool ``[B, Tk]``, True = keep. Masked keys and values are never read into a product.
         cu_seqlens: int32 ``[N + 1]``: bounds of N sequences packed along the tokens of q and k (B = 1). Rows
             past the last sequence are 0.
