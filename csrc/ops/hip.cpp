@@ -1,4 +1,6 @@
 // HiP attention: a tree search chooses short blocks of keys per query block, attention adds sinks and a window.
+#include <cstdlib>
+
 #include "attn/cpu.h"
 #include "ops/attend_args.h"
 #include "ops/text.h"
@@ -72,6 +74,23 @@ std::tuple<Tensor, Tensor> select(const Check& check, const Tensor& q, const Ten
   return {index, count};
 }
 
+// Are the first n entries ascending keys in [0, keys)? No branches, so that a long list is checked at memory speed.
+bool is_list(const int32_t* row, int32_t n, int64_t keys) {
+  int32_t wrong = n > 0 && row[0] < 0;
+  for (int32_t j = 1; j < n; ++j) wrong |= row[j] < row[j - 1];
+  return !wrong && (n == 0 || row[n - 1] < keys);
+}
+
+[[noreturn]] void refuse_list(const Check& check, const int32_t* row, int32_t n, int64_t keys, const std::string& at) {
+  for (int32_t j = 0; j < n; ++j) {
+    check.require(row[j] >= 0 && row[j] < keys, "index must hold keys in [0, ", keys,
+                  ") in its first count entries, got ", row[j], " at ", at, " entry ", j);
+    check.require(j == 0 || row[j] >= row[j - 1], "index must be ascending in its first count entries, got ",
+                  row[j - (j > 0)], " before ", row[j], " at ", at, "; sort each row");
+  }
+  std::abort();  // is_list had found a reason
+}
+
 // Counts and first keys of a selection that may come from anywhere.
 void check_selection(const Check& check, const SelectionView& s, int64_t batch, int64_t rows, int64_t width,
                      int64_t keys) {
@@ -79,23 +98,21 @@ void check_selection(const Check& check, const SelectionView& s, int64_t batch, 
     for (int64_t h = 0; h < s.heads; ++h) {
       for (int64_t i = 0; i < rows; ++i) {
         const int32_t n = s.count[b * s.count_batch + h * s.count_head + i];
-        auto at = [&] { return shape_text(std::vector<int64_t>{b, h, i}); };
-        check.require(n >= 0 && n <= width, "count must be in [0, ", width, "] (the width of index), got ", n, " at ",
-                      at());
         const int32_t* row = s.index + b * s.index_batch + h * s.index_head + i * s.index_row;
-        for (int32_t j = 0; j < n; ++j) {
-          check.require(row[j] >= 0 && row[j] < keys, "index must hold keys in [0, ", keys,
-                        ") in its first count entries, got ", row[j], " at ", at(), " entry ", j);
-          check.require(j == 0 || row[j] >= row[j - 1], "index must be ascending in its first count entries, got ",
-                        row[j - (j > 0)], " before ", row[j], " at ", at(), "; sort each row");
-        }
+        if (n >= 0 && n <= width && is_list(row, n, keys)) continue;
+        const std::string at = shape_text(std::vector<int64_t>{b, h, i});
+        check.require(n >= 0 && n <= width, "count must be in [0, ", width, "] (the width of index), got ", n, " at ",
+                      at);
+        refuse_list(check, row, n, keys, at);
       }
     }
   }
 }
 
+// `fresh`: index and count are the search's own.
 AttendParams hip_params(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& index,
-                        const Tensor& count, const HipOptions& o, int64_t sink_tokens, std::optional<double> scale) {
+                        const Tensor& count, const HipOptions& o, int64_t sink_tokens, std::optional<double> scale,
+                        bool fresh = false) {
   AttendParams p = attend_params(check, q, k, v, plain_options(o.causal, scale));
   check_options(check, o);
   check.require(sink_tokens >= 0 && sink_tokens <= INT32_MAX, "sink_tokens must be in [0, 2**31), got ", sink_tokens);
@@ -122,7 +139,7 @@ AttendParams hip_params(const Check& check, const Tensor& q, const Tensor& k, co
   s.count_batch = count.stride(0);
   s.count_head = count.stride(1);
   s.heads = heads;
-  check_selection(check, s, p.batch, rows, index.size(3), p.tk);
+  if (!fresh) check_selection(check, s, p.batch, rows, index.size(3), p.tk);
   return p;
 }
 
@@ -152,7 +169,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hip_forward(const Tensor& q, const Te
   const Check check("hip_forward");
   const HipOptions o{block_size_q, block_size_k, sliding_window, causal};
   auto [index, count] = select(check, q, k, o, {mask_k, block_stride_q, representative, reduce_heads});
-  AttendParams p = hip_params(check, q, k, v, index, count, o, sink_tokens, scale);
+  AttendParams p = hip_params(check, q, k, v, index, count, o, sink_tokens, scale, true);
   auto [out, lse] = run_forward(check, p, q);
   return {out, lse, index, count};
 }
