@@ -11,7 +11,7 @@ that a forward pass has to read or write.
 from __future__ import annotations
 
 import torch
-from common import Bench, arguments
+from common import Bench, arguments, keep_memory
 from torch import Tensor
 
 import attn
@@ -45,6 +45,7 @@ def fnet(x: Tensor) -> Tensor:
 
 def main() -> None:
     args = arguments(__doc__.split("\n\n")[0]).parse_args()
+    keep_memory()
     bench = Bench("ponet", args)
     for length in (512, 1024) if args.quick else (512, 1024, 2048, 4096, 8192, 16384):
         for dtype in (torch.float32, torch.bfloat16):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from common import Bench, arguments, attention_gflop
+from common import Bench, arguments, attention_gflop, keep_memory
 from torch import Tensor
 
 import attn
@@ -43,6 +43,7 @@ def padded(q: Tensor, k: Tensor, v: Tensor, cu: list[int]) -> Tensor:
 
 def main() -> None:
     args = arguments(__doc__.split("\n\n")[0]).parse_args()
+    keep_memory()
     bench = Bench("query_pool", args)
     shapes = [  # name, batch, heads, queries, keys, head dim, bar
         ("latents 768 x 32 keys", 8, 32, 768, 32, 64, 2.5),

@@ -8,7 +8,7 @@ x is (16384, 512); segments of 64 tokens. gbytes: what has to be read and writte
 from __future__ import annotations
 
 import torch
-from common import Bench, arguments
+from common import Bench, arguments, keep_memory
 from torch import Tensor
 
 import attn
@@ -157,6 +157,7 @@ def other_cases(bench: Bench, dtype: torch.dtype) -> None:
 
 def main() -> None:
     args = arguments(__doc__.split("\n\n")[0]).parse_args()
+    keep_memory()
     bench = Bench("reductions", args)
     length = 2048 if args.quick else 16384
     for dtype in (torch.float32, torch.bfloat16):
