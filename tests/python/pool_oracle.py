@@ -19,13 +19,20 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
     return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
-def results(function: Callable[..., Tensor], inputs: dict[str, Tensor], options: dict[str, Any]) -> dict:
-    """The result and the gradient of every input, by name, for a fixed random gradient of the result."""
+def results(
+    function: Callable[..., Tensor],
+    inputs: dict[str, Tensor],
+    options: dict[str, Any],
+    precision: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """The result and the gradient of every input, by name, for a fixed random gradient of the result (rounded
+    to ``precision``, by default the dtype of the result).
+    """
     leaves = {name: x.detach().clone().requires_grad_() for name, x in inputs.items()}
     out = function(**leaves, **options)
     found = {"out": out.detach()}
     if out.requires_grad:
-        dout = randn(*out.shape, seed=1).to(out.dtype)
+        dout = randn(*out.shape, seed=1).to(precision or out.dtype).to(out.dtype)
         gradients = torch.autograd.grad(out, list(leaves.values()), dout, allow_unused=True)
     else:
         gradients = (None,) * len(leaves)
@@ -43,7 +50,8 @@ def check_pool(
 ) -> None:
     """Assert the 2x rule for the result and all gradients (see tolerance.py)."""
     actual, low = results(ours, inputs, options), results(plain, inputs, options)
-    oracle = results(exact, {name: x.double() for name, x in inputs.items()}, options)
+    doubles = {name: x.double() for name, x in inputs.items()}
+    oracle = results(exact, doubles, options, actual["out"].dtype)
     for name, expected in oracle.items():
         assert_as_exact_as(actual[name], low[name], expected, name)
 
