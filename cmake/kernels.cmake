@@ -28,7 +28,6 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   attn_add_isa(avx512bf16 VBYTES 64 BF16_DOT FLAGS ${avx512} -mavx512bf16 SOURCES ${ATTN_ISA_SOURCES})
   if(ATTN_EMULATE)
     # The 64-byte kernels' logic on a CPU without AVX-512: the compiler splits each vector in two.
-    attn_add_isa(avx512emu VBYTES 64 FLAGS ${avx2} SOURCES ${ATTN_ISA_SOURCES})
     attn_add_isa(avx512bf16emu VBYTES 64 BF16_DOT FLAGS ${avx2} SOURCES ${ATTN_ISA_SOURCES})
   endif()
 elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64|ARM64")

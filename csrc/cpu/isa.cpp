@@ -32,7 +32,6 @@ std::string names(const std::vector<Isa>& isas) {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::avx512emu: return "avx512emu";
     case Isa::avx512bf16emu: return "avx512bf16emu";
     case Isa::generic: return "generic";
     case Isa::avx2: return "avx2";
@@ -74,7 +73,6 @@ bool cpu_supports(Isa isa, const CpuId& cpu) {
   switch (isa) {
     case Isa::generic: return v2;
     case Isa::avx2:
-    case Isa::avx512emu:
     case Isa::avx512bf16emu: return avx2;
     case Isa::avx512: return avx512;
     case Isa::avx512bf16: return avx512 && has(cpu.leaf7_1_eax, bit_AVX512BF16);

@@ -7,12 +7,11 @@
 
 namespace attn {
 
-// In ascending order of preference; names are those given to attn_add_isa in cmake/kernels.cmake. The emulated sets
-// come first: tests ask for them by name, nothing else chooses them.
-enum class Isa { avx512emu, avx512bf16emu, generic, avx2, avx512, avx512bf16, neon };
+// In ascending order of preference; names are those given to attn_add_isa in cmake/kernels.cmake. The emulated set
+// comes first: tests ask for it by name, nothing else chooses them.
+enum class Isa { avx512bf16emu, generic, avx2, avx512, avx512bf16, neon };
 
-constexpr Isa kAllIsas[] = {Isa::avx512emu, Isa::avx512bf16emu, Isa::generic, Isa::avx2,
-                            Isa::avx512,    Isa::avx512bf16,    Isa::neon};
+constexpr Isa kAllIsas[] = {Isa::avx512bf16emu, Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512bf16, Isa::neon};
 
 const char* isa_name(Isa isa);
 

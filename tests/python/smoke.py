@@ -40,8 +40,25 @@ def traced() -> None:
     assert [x.shape for x in meta] == [(5, 8), (5,)]
 
 
+def attention() -> None:
+    generator = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(1, h, 200, 24, generator=generator, dtype=torch.float64) for h in (4, 2, 2))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    scores = q @ k.repeat_interleave(2, 1).mT * 24**-0.5
+    hidden = torch.ones(200, 200, dtype=torch.bool).triu(1)
+    expected = scores.masked_fill(hidden, -torch.inf).softmax(-1) @ v.repeat_interleave(2, 1)
+    dout = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, leaves, dout)
+    for function in (attn.attention, lambda *x, causal: attn.hip_attention(*x, causal=causal, mask_k=256)):
+        out = function(q, k, v, causal=True)
+        torch.testing.assert_close(out, expected)
+        torch.testing.assert_close(torch.autograd.grad(out, leaves, dout), wanted)
+    raw = torch.ops.attn.hip_forward(q.float(), k.float(), v.float())
+    assert [x.dtype for x in raw] == [torch.float32, torch.float32, torch.int32, torch.int32]
+
+
 if __name__ == "__main__":
     print(attn.info())
-    for check in (merge_states, refusal, traced):
+    for check in (merge_states, refusal, traced, attention):
         check()
         print("ok", check.__name__)
