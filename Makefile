@@ -46,11 +46,21 @@ install: $(VENV)/.tools
 test-cpp: install
 	$(BIN)/ctest --test-dir build/wheel --output-on-failure -j $(JOBS)
 
+# The C++ tests, and every op called from Python with good and bad arguments, on a sanitized build.
+SANITIZED_RUN = ASAN_OPTIONS=detect_leaks=0:handle_segv=0 PYTHONPATH=build/sanitize/package \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)"
 test-sanitize: $(VENV)/.tools
-	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DATTN_PYTHON=OFF -DATTN_TESTS=ON -DATTN_EMULATE=$(EMULATE) \
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DATTN_TESTS=ON -DATTN_EMULATE=$(EMULATE) \
 		"-DATTN_CPU_ISAS=$(SANITIZED)" -DATTN_SANITIZE=address,undefined -DPython_EXECUTABLE=$(BIN)/python
 	$(BIN)/cmake --build build/sanitize -j $(JOBS)
 	$(BIN)/ctest --test-dir build/sanitize --output-on-failure -j $(JOBS)
+	rm -rf build/sanitize/package
+	mkdir -p build/sanitize/package
+	cp -r python/attn build/sanitize/package
+	cp build/sanitize/libattn_ops.so build/sanitize/_C*.so build/sanitize/package/attn
+	for isa in $(subst ;, ,$(SANITIZED)); do \
+		ATTN_CPU_ISA=$$isa $(SANITIZED_RUN) $(BIN)/python -m pytest -q tests/python/test_ops_robust.py || exit 1; \
+	done
 
 test-python: install
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"

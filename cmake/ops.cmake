@@ -48,7 +48,11 @@ target_link_libraries(attn_torch INTERFACE ${ATTN_TORCH_DIR}/lib/libtorch_cpu.so
 
 add_library(attn_ops MODULE ${ATTN_OPS_SOURCES})
 target_link_libraries(attn_ops PRIVATE attn_kernels attn_torch)
-target_compile_options(attn_ops PRIVATE -O2)
+if(ATTN_SANITIZE)
+  target_compile_options(attn_ops PRIVATE -O1)
+else()
+  target_compile_options(attn_ops PRIVATE -O2)
+endif()
 target_link_options(attn_ops PRIVATE -Wl,--as-needed -Wl,--no-undefined
   -Wl,--version-script=${CMAKE_CURRENT_LIST_DIR}/hide_all.map)
 

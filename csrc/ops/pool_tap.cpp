@@ -13,8 +13,9 @@ TapPoolParams arguments(const Check& check, const Tensor& x, const Tensor& weigh
   p.channels = x.size(2);
   p.height = height;
   p.width = width;
-  check.require(height >= 0 && width >= 0 && height * width == x.size(1),
-                "height * width must be the number of tokens (", x.size(1), "), got ", height, " * ", width);
+  const bool fits = height >= 0 && width >= 0 && (height == 0 || width <= x.size(1) / height);  // no overflow below
+  check.require(fits && height * width == x.size(1), "height * width must be the number of tokens (", x.size(1),
+                "), got ", height, " * ", width);
   check.length(x.size(1), "the number of tokens");
   p.scales = static_cast<int64_t>(dilations.size());
   check.require(p.scales >= 1 && p.scales <= kMaxDilations, "dilations must hold 1 to ", kMaxDilations,

@@ -17,6 +17,7 @@ struct S2Options {
 AttendParams s2_params(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v, const S2Options& o,
                        bool causal, std::optional<double> scale) {
   constexpr int64_t kMaxBlock = 1 << 20, kMaxShift = int64_t{1} << 31;
+  const auto fits = [](int64_t shift) { return shift > -kMaxShift && shift < kMaxShift; };
   AttendParams p = attend_params(check, q, k, v, plain_options(causal, scale));
   check.require(o.block_size > 0 && o.block_size % 16 == 0 && o.block_size <= kMaxBlock,
                 "block_size must be a positive multiple of 16, at most ", kMaxBlock, ", got ", o.block_size);
@@ -25,9 +26,8 @@ AttendParams s2_params(const Check& check, const Tensor& q, const Tensor& k, con
   check.require(o.vert_stride >= 1 && o.vert_stride < kMaxShift, "vert_stride must be >= 1, got ", o.vert_stride);
   check.require(o.dense_heads >= 0 && o.dense_heads <= p.heads_kv, "dense_heads must be in [0, Hkv] = [0, ", p.heads_kv,
                 "], got ", o.dense_heads);
-  check.require(std::abs(o.head_offset) < kMaxShift, "head_offset must fit in int32, got ", o.head_offset);
-  check.require(!o.head_step || std::abs(*o.head_step) < kMaxShift, "head_step must fit in int32, got ",
-                o.head_step.value_or(0));
+  check.require(fits(o.head_offset), "head_offset must fit in int32, got ", o.head_offset);
+  check.require(!o.head_step || fits(*o.head_step), "head_step must fit in int32, got ", o.head_step.value_or(0));
   check.require(causal || p.tq == p.tk, "q and k must have the same number of tokens where causal is False, got ", p.tq,
                 " and ", p.tk);
   p.schedule = ScheduleKind::strided;
