@@ -117,7 +117,6 @@ def _public_calls() -> list:
             block_table=torch.tensor([[4, 1, 0], [2, 2, 2]], dtype=torch.int32),
         ),
     ]
-        calls = calls[:21]
     return calls
 
 
