@@ -37,9 +37,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.namespace == "attn":
             declared = function._schema.arguments
-            rest = tuple(
-                kwargs[a.name] if a.name in kwargs else a.default_value for a in declared[len(args) :]
-            )
+            rest = tuple(kwargs.get(a.name, a.default_value) for a in declared[len(args) :])
             detached = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in (*args, *rest))
             self.calls.append(Call(function, detached))
         return function(*args, **kwargs)

@@ -116,7 +116,7 @@ def _score_and_values(score: Any, v: Any) -> tuple[Tensor, Tensor]:
             f"got shape {check.shape_text(score)}"
         )
     check.same_place("score", score, v)
-    score, v = check.autocast(score), check.autocast(v)
+    score, v = check.autocast(score, v)
     if score.dtype != v.dtype:
         raise ValueError(
             f"score must have the dtype of v, {dtype_name(v.dtype)}, got {dtype_name(score.dtype)}"
