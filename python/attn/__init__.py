@@ -29,6 +29,8 @@ from .mechanisms.tap_pool import tap_pool
 from .mechanisms.window_pool import window_pool
 from .selection import HipSelection
 
+from . import nn  # isort: skip  (over the functions)
+
 __all__ = [
     "BackendError",
     "BlockLayout",
@@ -47,6 +49,7 @@ __all__ = [
     "linear_attention",
     "linear_attention_step",
     "merge_states",
+    "nn",
     "patterns",
     "ponet_mix",
     "prefix_softmax_pool",

@@ -89,12 +89,12 @@ def segment_pool(
     if segment_ids is not None and cu_seqlens is not None:
         raise ValueError("segment_ids and cu_seqlens exclude each other")
     if cu_seqlens is not None and x.dim() == 3 and x.shape[0] == 1:
-        x = x[0]
+        x = x.squeeze(0)  # whose gradient is a view; that of x[0] is a copy
         mask = mask[0] if isinstance(mask, Tensor) and mask.dim() == 2 else mask
     if cu_seqlens is not None:
         if x.dim() != 2:
             raise ValueError(f"x must be [N, C] with cu_seqlens, got shape {check.shape_text(x)}")
-        x = pool.tokens("segment_pool", "x", x[None])[0]
+        x = pool.tokens("segment_pool", "x", x[None]).squeeze(0)
         cu_seqlens = pool.packed(cu_seqlens, x, "x", 1, x.shape[0])
     else:
         x = pool.tokens("segment_pool", "x", x)
