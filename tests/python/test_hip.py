@@ -165,6 +165,17 @@ def test_one_op_is_both_steps():
     assert equal(attn.HipSelection(index, count), expected[2])
 
 
+def test_the_op_compiles():
+    def run(q, k, v):
+        return torch.ops.attn.hip_forward(q * 2, k, v, 64)
+
+    x = Case("", H=2, Hkv=1, Tq=500).inputs(torch.bfloat16)
+    torch._dynamo.reset()
+    compiled = torch.compile(run, fullgraph=True, backend="aot_eager")(x.q, x.k, x.v)
+    for got, expected in zip(compiled, run(x.q, x.k, x.v), strict=True):
+        assert torch.equal(got, expected)
+
+
 def test_selection_form():
     x = Case("", H=4, Hkv=2, Tq=150).inputs(torch.float32)
     for reduce_heads, heads in (("none", 4), ("group", 2), ("all", 1)):
@@ -203,6 +214,28 @@ def test_choice_is_by_score():
     k[:, :, 124] = 9.0  # the first of 31 blocks of node 2, hence of its half in every round
     s = attn.hip_select(q, k, mask_k=16, block_size_k=2, sliding_window=16, representative="first")
     assert (s.index[0, 0, -1] == 124).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_a_needle_in_64k_tokens_is_found(dtype):
+    """Whatever its depth, if the keys around it resemble it: the first halves hold 127 keys and are judged by
+    their middle ones, at most 64 tokens from the needle."""
+    length, dim, logit, width = 65536, 64, 12.0, 64.0
+    g = torch.Generator().manual_seed(0)
+    direction = torch.randn(dim, generator=g)
+    direction *= (logit * dim**0.5) ** 0.5 / direction.norm()
+    q = direction + 0.1 * torch.randn(1, 1, 64, dim, generator=g)
+    hay, v = torch.randn(2, 1, 1, length, dim, generator=g)
+    q, v = q.to(dtype), v.to(dtype)
+    position = torch.arange(length)
+    for depth in (0.0, 0.003, 0.11, 0.25, 0.5, 0.667, 0.9, 0.99):
+        needle = 16 + int(depth * (length - 512))
+        bump = torch.exp(-(((position - needle) / width) ** 2) / 2)[:, None]
+        k = (hay * 0.5 + bump * direction).to(dtype)
+        index = attn.hip_select(q, k).index[0, 0, 0]
+        assert (index == needle // 2 * 2).any(), f"needle at {needle}"
+        out, exact = attn.hip_attention(q, k, v), attn.attention(q, k, v, causal=True)
+        assert (out - exact).float().norm() < 0.1 * exact.float().norm(), f"needle at {needle}"
 
 
 @pytest.mark.isa
