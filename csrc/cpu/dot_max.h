@@ -1,6 +1,6 @@
 // Maximum of dot products, for searches: top[n] = max(top[n], max over lanes r of sum_d A[n][d] * B[d][r]). Like
 // dot_panel (micro.h), but the rows of A are named by pointers, so that scattered keys are read where they lie, and
-// only maxima leave the registers. A NaN product is left out.
+// only maxima leave the registers. A NaN product is left out. `fresh`: top is written, what it held doesn't count.
 #pragma once
 
 #include "cpu/micro.h"
@@ -8,7 +8,8 @@
 ATTN_NAMESPACE_BEGIN
 
 template <class T, int MR, int NV>
-ATTN_INLINE void dot_max_block(const T* const* row, int64_t depth, const T* __restrict b, Acc<T>* __restrict top) {
+ATTN_INLINE void dot_max_block(const T* const* row, int64_t depth, const T* __restrict b, bool fresh,
+                               Acc<T>* __restrict top) {
   constexpr int L = kLanes<T>;
   const T* a[MR];
   ATTN_UNROLL
@@ -32,7 +33,8 @@ ATTN_INLINE void dot_max_block(const T* const* row, int64_t depth, const T* __re
   }
   ATTN_UNROLL
   for (int m = 0; m < MR; ++m) {
-    vec<Acc<T>> t = load(top + m * L);
+    vec<Acc<T>> t = splat(-static_cast<Acc<T>>(__builtin_inff()));
+    if (!fresh) t = load(top + m * L);
     ATTN_UNROLL
     for (int v = 0; v < NV; ++v) t = vmax(acc[m][v], t);
     store(top + m * L, t);
@@ -42,16 +44,17 @@ ATTN_INLINE void dot_max_block(const T* const* row, int64_t depth, const T* __re
 // One panel of NV vectors against `rows` rows; top is [rows][lanes], maxima by lane. Calls between() before every
 // register block, a few hundred cycles apart: the place for a few prefetches, which would stall the core in one burst.
 template <class T, int NV, class F>
-inline void dot_max_panel(const T* const* row, int64_t rows, int64_t depth, const T* b, Acc<T>* top, F&& between) {
+inline void dot_max_panel(const T* const* row, int64_t rows, int64_t depth, const T* b, bool fresh, Acc<T>* top,
+                          F&& between) {
   constexpr int L = kLanes<T>;
   int64_t n = 0;
   for (; n + kDotRows <= rows; n += kDotRows) {
     between();
-    dot_max_block<T, kDotRows, NV>(row + n, depth, b, top + n * L);
+    dot_max_block<T, kDotRows, NV>(row + n, depth, b, fresh, top + n * L);
   }
   between();
-  for (; n + 2 <= rows; n += 2) dot_max_block<T, 2, NV>(row + n, depth, b, top + n * L);
-  if (n < rows) dot_max_block<T, 1, NV>(row + n, depth, b, top + n * L);
+  for (; n + 2 <= rows; n += 2) dot_max_block<T, 2, NV>(row + n, depth, b, fresh, top + n * L);
+  if (n < rows) dot_max_block<T, 1, NV>(row + n, depth, b, fresh, top + n * L);
 }
 
 // best[n] = max over the lanes of top[n], for `rows` rows.

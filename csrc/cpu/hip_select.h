@@ -17,7 +17,6 @@ ATTN_NAMESPACE_BEGIN
 
 struct ScoredNode {
   HipNode node;
-  int32_t representative;
   int32_t score;  // hip_order of the representative block's score
 };
 
@@ -40,6 +39,18 @@ inline int32_t mth_largest(const int32_t* score, int32_t n, int32_t m) {
     if (count == m) break;
   }
   return static_cast<int32_t>(t ^ (1u << 31));
+}
+
+// hip_order of a vector of scores. float64 scores are compared as float32, so that every input type has one notion of
+// a tie.
+ATTN_INLINE i32v ordered(const float* score) {
+  const i32v bits = bit_cast<i32v>(load(score)), plain = bits == kNoScore ? i32v{} : bits;
+  return plain < 0 ? plain ^ INT32_MAX : plain;
+}
+ATTN_INLINE i32v ordered(const double* score) {
+  i32v x;
+  for (int i = 0; i < Lanes<int32_t>::n; ++i) x[i] = hip_order(static_cast<float>(score[i]));
+  return x;
 }
 
 // Can rows of a tensor be read as operand rows where they lie?
@@ -66,9 +77,12 @@ template <class In> struct SelectItem {
   const int64_t max_rows;      // lanes a kv head takes, padded to panels
   HipSearch search;
   int64_t batch, first_head;
-  ScoredNode *nodes, *halves;
-  int32_t* score;        // of halves, padded to whole vectors
-  int32_t *key, *owner;  // keys to score and the half each belongs to
+  ScoredNode* nodes;  // one to spare: the round writes before it knows
+  HipNode* halves;
+  int32_t* score;      // of halves, padded to whole vectors
+  int32_t* first_key;  // of a half's keys in `key`, or -1 where the score is known
+  int32_t* key;        // keys to score; those of a half follow each other
+  int32_t* order;      // hip_order of their scores, in whole vectors
   T *q, *k;
   const T** row;  // keys of the tile: into k, or into the tensor
   A *top, *best;
@@ -82,16 +96,17 @@ template <class In> struct SelectItem {
     // A search never holds more nodes than there are blocks, however large mask_k is.
     const int64_t all = ceil_div(p.tk, p.block_k), m = hip_list_length(p) < all ? hip_list_length(p) : all;
     const int64_t keys = 2 * m * p.block_k;
-    nodes = c.take<ScoredNode>(m);
-    halves = c.take<ScoredNode>(2 * m);
+    nodes = c.take<ScoredNode>(m + 1);
+    halves = c.take<HipNode>(2 * m);
     score = c.take<int32_t>(2 * m + Lanes<int32_t>::n);
+    first_key = c.take<int32_t>(2 * m + 1);
     key = c.take<int32_t>(keys);
-    owner = c.take<int32_t>(keys);
+    order = c.take<int32_t>(keys + kKeys);
     q = c.take<T>(kv_heads * max_rows * depth);
     k = c.take<T>(kKeys * depth);
     row = c.take<const T*>(kKeys);
     top = c.take<A>(kKeys * L);
-    best = c.take<A>(kKeys);
+    best = c.take<A>(kKeys + Lanes<int32_t>::n);
   }
 
   int64_t rows() const { return heads_per_kv * search.samples; }
@@ -124,16 +139,18 @@ template <class In> struct SelectItem {
     }
   }
 
-  // Raises score[owner] for keys [first, first + n) of one kv head. `next` are the keys to prefetch meanwhile.
+  // Sets order[i], or raises it where `h` isn't the first kv head, for keys [first, first + n). `next` are the keys to
+  // prefetch meanwhile.
   void tile(int64_t h, int64_t first, int64_t n, const In* next, int64_t next_begin, int64_t next_end) {
     const In* base = keys_of(h);
-    for (int64_t i = 0; i < n; ++i) {
-      const In* at = base + key[first + i] * p.k.token;
-      if (!in_place) Pack<T, In>::row(at, p.dim, k + i * depth, depth);
-      row[i] = in_place ? reinterpret_cast<const T*>(at) : k + i * depth;
+    if (in_place) {
+      for (int64_t i = 0; i < n; ++i) row[i] = reinterpret_cast<const T*>(base + key[first + i] * p.k.token);
+    } else {
+      for (int64_t i = 0; i < n; ++i) {
+        Pack<T, In>::row(base + key[first + i] * p.k.token, p.dim, k + i * depth, depth);
+        row[i] = k + i * depth;
+      }
     }
-    const vec<A> lowest = splat(-static_cast<A>(__builtin_inff()));
-    for (int64_t i = 0; i < n; ++i) store(top + i * L, lowest);
     const T* panels = q + h * max_rows * depth;
     const int64_t steps = ceil_div(rows(), W) * (n / kDotRows + 1), each = ceil_div(next_end - next_begin, steps);
     auto prefetch_some = [&] {
@@ -142,15 +159,16 @@ template <class In> struct SelectItem {
       next_begin = end;
     };
     for (int64_t r = 0; r < rows(); r += W) {
-      if (rows() - r <= L) dot_max_panel<T, 1>(row, n, depth, panels + r * depth, top, prefetch_some);
-      else dot_max_panel<T, 2>(row, n, depth, panels + r * depth, top, prefetch_some);
+      const bool fresh = r == 0;
+      if (rows() - r <= L) dot_max_panel<T, 1>(row, n, depth, panels + r * depth, fresh, top, prefetch_some);
+      else dot_max_panel<T, 2>(row, n, depth, panels + r * depth, fresh, top, prefetch_some);
     }
     lane_maxima<A>(top, n, best);
-    for (int64_t i = 0; i < n; ++i) {
-      // float64 scores are compared as float32, so that every input type has one notion of a tie.
-      const int32_t order = hip_order(static_cast<float>(best[i]));
-      int32_t& of_half = score[owner[first + i]];
-      if (order > of_half) of_half = order;
+    int32_t* to = order + first;
+    for (int64_t i = 0; i < n; i += Lanes<int32_t>::n) {  // the overhang is written again by the next tile
+      i32v now = ordered(best + i);
+      if (h > 0) now = vmax(now, load(to + i));
+      store(to + i, now);
     }
   }
 
@@ -167,40 +185,60 @@ template <class In> struct SelectItem {
     }
   }
 
-  // Cuts every node, scores the halves and keeps the best of them, earlier ones first among equals.
+  // Cuts every node, scores the halves and keeps the best of them, earlier ones first among equals. Which halves win
+  // is anybody's guess, so nothing here branches on it.
   void round(bool parents_scored) {
-    int32_t count = 0;
-    int64_t keys = 0;
+    int32_t count = 0, keys = 0;
     for (int32_t i = 0; i < search.nodes; ++i) {
-      const ScoredNode& parent = nodes[i];
+      const ScoredNode parent = nodes[i];
+      const int32_t known = parents_scored ? hip_representative(parent.node, p.center) : -1;
       const HipNode both[] = {hip_left(parent.node), hip_right(parent.node)};
       for (const HipNode& half : both) {
         if (half.size == 0) continue;
         const int32_t block = hip_representative(half, p.center);
-        halves[count] = {half, block, 0};
-        if (parents_scored && block == parent.representative) {
-          score[count++] = parent.score;
-          continue;
-        }
-        score[count] = kNoScore;
-        const int64_t begin = block * p.block_k, end = begin + p.block_k;
-        for (int64_t j = begin; j < end && j < search.visible; ++j) {
-          key[keys] = static_cast<int32_t>(j);
-          owner[keys++] = count;
-        }
-        ++count;
+        halves[count] = half;
+        score[count] = parent.score;
+        first_key[count++] = block == known ? -1 : keys;
+        if (block == known) continue;
+        const int64_t begin = block * p.block_k,
+                      end = begin + p.block_k < search.visible ? begin + p.block_k : search.visible;
+        for (int64_t j = begin; j < end; ++j) key[keys++] = static_cast<int32_t>(j);
       }
     }
     score_keys(keys);
+    // A half's keys end where those of the next scored half begin.
+    for (int32_t i = count - 1, end = keys; i >= 0; --i) {
+      if (first_key[i] < 0) continue;
+      int32_t best_key = kNoScore;
+      for (int32_t j = first_key[i]; j < end; ++j) best_key = best_key > order[j] ? best_key : order[j];
+      score[i] = best_key;
+      end = first_key[i];
+    }
     for (int i = 0; i < Lanes<int32_t>::n; ++i) score[count + i] = kNoScore;
     const int32_t bound = mth_largest(score, count, search.nodes);
     int32_t above = 0;
     for (int32_t i = 0; i < count; ++i) above += score[i] > bound;
     int32_t ties = search.nodes - above, kept = 0;
     for (int32_t i = 0; i < count; ++i) {
-      if (score[i] < bound || (score[i] == bound && ties-- <= 0)) continue;
-      nodes[kept] = halves[i];
-      nodes[kept++].score = score[i];
+      const int32_t tie = score[i] == bound, taken = tie & (ties > 0);
+      nodes[kept].node = halves[i];
+      nodes[kept].score = score[i];
+      ties -= taken;
+      kept += taken | (score[i] > bound);
+    }
+  }
+
+  // hip_node(search, i) for every i, by running remainder: a division each would be felt.
+  void first_nodes() {
+    const int32_t size = search.blocks / search.nodes, rest = search.blocks % search.nodes;
+    int64_t remainder = 0;
+    int32_t start = 0;
+    for (int32_t i = 0; i < search.nodes; ++i) {
+      remainder += rest;
+      const int32_t longer = remainder >= search.nodes;
+      remainder -= longer ? search.nodes : 0;
+      nodes[i].node = HipNode{start, size + longer};
+      start += size + longer;
     }
   }
 
@@ -213,10 +251,12 @@ template <class In> struct SelectItem {
     int32_t* index = p.index + at * length;
     p.count[at] = search.count;
     for (int64_t i = search.count; i < length; ++i) index[i] = kSelectionPad;
-    for (int32_t i = 0; i < search.count; ++i) {
-      nodes[i].node = search.rounds > 0 ? hip_node(search, i) : HipNode{i, 1};
+    if (search.rounds > 0) {
+      first_nodes();
+      load_queries();
+    } else {
+      for (int32_t i = 0; i < search.count; ++i) nodes[i].node = HipNode{i, 1};
     }
-    if (search.rounds > 0) load_queries();
     for (int32_t r = 0; r < search.rounds; ++r) round(r > 0);
     for (int32_t i = 0; i < search.count; ++i) index[i] = static_cast<int32_t>(nodes[i].node.start * p.block_k);
   }

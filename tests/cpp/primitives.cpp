@@ -73,9 +73,12 @@ template <class T> void dot_max_of(int vectors, int64_t rows, int64_t depth, con
   fill_rows_paired(a, rows, depth, at.data);
   fill_columns_paired(b, depth, width, bt.data);
   for (int64_t i = 0; i < rows; ++i) row.data[i] = at.data + (rows - 1 - i) * d;
-  for (int64_t i = 0; i < rows * L; ++i) lanes.data[i] = -static_cast<A>(__builtin_inff());
-  if (vectors == 1) dot_max_panel<T, 1>(row.data, rows, d, bt.data, lanes.data, [] {});
-  else dot_max_panel<T, 2>(row.data, rows, d, bt.data, lanes.data, [] {});
+  // In every other case what the lanes held must not count.
+  const bool fresh = rows % 2 == 0;
+  const A infinity = static_cast<A>(__builtin_inff());
+  for (int64_t i = 0; i < rows * L; ++i) lanes.data[i] = fresh ? infinity : -infinity;
+  if (vectors == 1) dot_max_panel<T, 1>(row.data, rows, d, bt.data, fresh, lanes.data, [] {});
+  else dot_max_panel<T, 2>(row.data, rows, d, bt.data, fresh, lanes.data, [] {});
   lane_maxima<A>(lanes.data, rows, best.data);
   for (int64_t i = 0; i < rows; ++i) top[rows - 1 - i] = best.data[i];
 }
