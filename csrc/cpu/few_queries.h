@@ -57,22 +57,28 @@ template <class T> struct KeyRows {
   int64_t batch, first;  // of position 0, for the mask
   MaskView mask;
 
-  // Calls f(integral_constant<N>, k rows, v rows, positions) for blocks of kBlock kept tokens, then for single ones.
+  // Calls f(head, integral_constant<N>, k rows, v rows, positions) for blocks of kBlock kept tokens, then for single
+  // ones: head after head where each head's keys lie together, else all heads of a block.
   template <class F> ATTN_INLINE void for_blocks(int64_t begin, int64_t end, F&& f) const {
+    const int64_t span = k_head > k_token ? 1 : heads;
     const T *ks[kBlock], *vs[kBlock];
     int64_t at[kBlock];
-    int n = 0;
-    for (int64_t t = begin; t < end; ++t) {
-      if (!taken(mask, batch, first + t)) continue;
-      ks[n] = k + t * k_token;
-      vs[n] = v + t * v_token;
-      at[n] = t;
-      if (++n == kBlock) {
-        f(std::integral_constant<int, kBlock>{}, ks, vs, at);
-        n = 0;
+    for (int64_t head = 0; head < heads; head += span) {
+      int n = 0;
+      for (int64_t t = begin; t < end; ++t) {
+        if (!taken(mask, batch, first + t)) continue;
+        ks[n] = k + t * k_token;
+        vs[n] = v + t * v_token;
+        at[n] = t;
+        if (++n == kBlock) {
+          for (int64_t h = head; h < head + span; ++h) f(h, std::integral_constant<int, kBlock>{}, ks, vs, at);
+          n = 0;
+        }
+      }
+      for (int i = 0; i < n; ++i) {
+        for (int64_t h = head; h < head + span; ++h) f(h, std::integral_constant<int, 1>{}, ks + i, vs + i, at + i);
       }
     }
-    for (int i = 0; i < n; ++i) f(std::integral_constant<int, 1>{}, ks + i, vs + i, at + i);
   }
 };
 
@@ -152,25 +158,23 @@ inline void stream_keys(const KeyRows<T>& keys, PoolActivation activation, int64
   using S = Sum<T>;
   constexpr int W = kBlockLanes<S>;
   const int64_t q_row = padded<S>(keys.dim), acc_row = padded<S>(keys.dim_v);
-  keys.for_blocks(begin, end, [&](auto block, const T* const* k, const T* const* v, const int64_t*) {
+  keys.for_blocks(begin, end, [&](int64_t head, auto block, const T* const* k, const T* const* v, const int64_t*) {
     constexpr int N = block;
-    for (int64_t head = 0; head < keys.heads; ++head) {
-      const int64_t first = head * rows_per_head;
-      for (int64_t r = 0; r < rows_per_head; ++r) {
-        dot_rows<N, T>(q + (first + r) * q_row, k, head * keys.k_head, keys.dim, x + r * W);
+    const int64_t first = head * rows_per_head;
+    for (int64_t r = 0; r < rows_per_head; ++r) {
+      dot_rows<N, T>(q + (first + r) * q_row, k, head * keys.k_head, keys.dim, x + r * W);
+    }
+    if (activation == PoolActivation::softmax_queries) {
+      for (int64_t r = 0; r < rows_per_head; r += queries) BlockWeights<N, S>::softmax_queries(x + r * W, queries);
+    }
+    for (int64_t r = 0; r < rows_per_head; ++r) {
+      S alpha = 1;
+      if (activation == PoolActivation::softmax_keys) {
+        BlockWeights<N, S>::softmax_keys(x + r * W, state.m[first + r], state.l[first + r], alpha);
+      } else if (activation == PoolActivation::relu_mean) {
+        BlockWeights<N, S>::relu(x + r * W);
       }
-      if (activation == PoolActivation::softmax_queries) {
-        for (int64_t r = 0; r < rows_per_head; r += queries) BlockWeights<N, S>::softmax_queries(x + r * W, queries);
-      }
-      for (int64_t r = 0; r < rows_per_head; ++r) {
-        S alpha = 1;
-        if (activation == PoolActivation::softmax_keys) {
-          BlockWeights<N, S>::softmax_keys(x + r * W, state.m[first + r], state.l[first + r], alpha);
-        } else if (activation == PoolActivation::relu_mean) {
-          BlockWeights<N, S>::relu(x + r * W);
-        }
-        add_weighted<N, T>(state.acc + (first + r) * acc_row, alpha, x + r * W, v, head * keys.v_head, keys.dim_v);
-      }
+      add_weighted<N, T>(state.acc + (first + r) * acc_row, alpha, x + r * W, v, head * keys.v_head, keys.dim_v);
     }
   });
 }

@@ -97,29 +97,27 @@ inline void stream_keys_grad(const KeyRows<T>& keys, PoolActivation activation, 
   using S = Sum<T>;
   constexpr int W = kBlockLanes<S>;
   const int64_t q_row = padded<S>(keys.dim), v_row = padded<S>(keys.dim_v);
-  keys.for_blocks(begin, end, [&](auto block, const T* const* k, const T* const* v, const int64_t* at) {
+  keys.for_blocks(begin, end, [&](int64_t head, auto block, const T* const* k, const T* const* v, const int64_t* at) {
     constexpr int N = block;
-    for (int64_t head = 0; head < keys.heads; ++head) {
-      const int64_t first = head * rows_per_head;
-      for (int64_t r = 0; r < rows_per_head; ++r) {
-        dot_rows<N, T>(q2 + (first + r) * q_row, k, head * keys.k_head, keys.dim, z.p + r * W);
-        dot_rows<N, T>(g.dout + (first + r) * v_row, v, head * keys.v_head, keys.dim_v, z.ds + r * W);
-      }
-      block_gradient<N, T>(activation, rows_per_head, queries, first, g, z.p, z.ds);
-      for (int64_t r = 0; r < rows_per_head; ++r) {
-        for (int t = 0; t < N; ++t) z.ds[r * W + t] *= g.scale;
-        if (g.dq) add_weighted<N, T>(g.dq + (first + r) * q_row, S{1}, z.ds + r * W, k, head * keys.k_head, keys.dim);
-      }
-      const S *q = g.q + first * q_row, *dout = g.dout + first * v_row;
-      for (int t = 0; t < N && grads.dk; ++t) {
-        weighted_rows<false>(z.ds + t, W, q, q_row, rows_per_head, keys.dim, z.row);
-        if (grads.tied) weighted_rows<true>(z.p + t, W, dout, v_row, rows_per_head, keys.dim, z.row);
-        scale_row<T>(grads.dk + at[t] * grads.k_token + head * grads.k_head, S{1}, z.row, keys.dim);
-      }
-      for (int t = 0; t < N && grads.dv; ++t) {
-        weighted_rows<false>(z.p + t, W, dout, v_row, rows_per_head, keys.dim_v, z.row);
-        scale_row<T>(grads.dv + at[t] * grads.v_token + head * grads.v_head, S{1}, z.row, keys.dim_v);
-      }
+    const int64_t first = head * rows_per_head;
+    for (int64_t r = 0; r < rows_per_head; ++r) {
+      dot_rows<N, T>(q2 + (first + r) * q_row, k, head * keys.k_head, keys.dim, z.p + r * W);
+      dot_rows<N, T>(g.dout + (first + r) * v_row, v, head * keys.v_head, keys.dim_v, z.ds + r * W);
+    }
+    block_gradient<N, T>(activation, rows_per_head, queries, first, g, z.p, z.ds);
+    for (int64_t r = 0; r < rows_per_head; ++r) {
+      for (int t = 0; t < N; ++t) z.ds[r * W + t] *= g.scale;
+      if (g.dq) add_weighted<N, T>(g.dq + (first + r) * q_row, S{1}, z.ds + r * W, k, head * keys.k_head, keys.dim);
+    }
+    const S *q = g.q + first * q_row, *dout = g.dout + first * v_row;
+    for (int t = 0; t < N && grads.dk; ++t) {
+      weighted_rows<false>(z.ds + t, W, q, q_row, rows_per_head, keys.dim, z.row);
+      if (grads.tied) weighted_rows<true>(z.p + t, W, dout, v_row, rows_per_head, keys.dim, z.row);
+      scale_row<T>(grads.dk + at[t] * grads.k_token + head * grads.k_head, S{1}, z.row, keys.dim);
+    }
+    for (int t = 0; t < N && grads.dv; ++t) {
+      weighted_rows<false>(z.p + t, W, dout, v_row, rows_per_head, keys.dim_v, z.row);
+      scale_row<T>(grads.dv + at[t] * grads.v_token + head * grads.v_head, S{1}, z.row, keys.dim_v);
     }
   });
 }

@@ -145,7 +145,7 @@ template <class T> class PonetBackward : PonetCall<T> {
     });
     if (!b_.dlocal || c.begin == c.end) return;
     const WindowMaxGrad<T> local(this->local_rows(c.span), dy_row(c.span, 0), b_.dout.token, C);
-    local(c.begin, c.end, this->result(b_.dlocal, c.span, 0), C, z.winners, z.taps);
+    local(c.begin, c.end, this->result(b_.dlocal, c.span, 0), C, z.winners, z.taps, writer);
   }
 
   // do of one token; t = dy o is added to `total`, for a special token, which has no segment, to `dglobal`.

@@ -126,8 +126,10 @@ inline void finish_segment(const SegmentPoolParams& p, int64_t batch, int64_t se
 
 template <class T> struct SegmentScratch {
   Sum<T>*a, *b, *c;
+  T* row;
 
-  SegmentScratch(Carve& k, int64_t n) : a(k.take<Sum<T>>(n)), b(k.take<Sum<T>>(n)), c(k.take<Sum<T>>(n)) {}
+  SegmentScratch(Carve& k, int64_t n)
+      : a(k.take<Sum<T>>(n)), b(k.take<Sum<T>>(n)), c(k.take<Sum<T>>(n)), row(k.take<T>(n)) {}
 };
 
 // acc (op)= part, in the order of the parts.

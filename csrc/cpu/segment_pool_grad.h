@@ -27,7 +27,7 @@ template <class T> struct SegmentGradient {
 
   // dx of a part. `share` is what each of its tokens gets: those that equal m for a maximum (tie first: only the first
   // one, so the share is used up), else the first, the last or all. share is overwritten.
-  void write_rows(const SegmentPart& part, const S* m, S* share) const {
+  void write_rows(const SegmentPart& part, const S* m, S* share, const RowWriter<T>& writer) const {
     int64_t chosen = kNone;
     if (p.reduce == PoolReduce::first || p.reduce == PoolReduce::last) {
       for (int64_t t = part.begin; t < part.end; ++t) {
@@ -36,7 +36,8 @@ template <class T> struct SegmentGradient {
       }
     }
     for (int64_t t = part.begin; t < part.end; ++t) {
-      T* dx = static_cast<T*>(b.dx) + (part.batch * p.tokens + t) * n;
+      T* out = static_cast<T*>(b.dx) + (part.batch * p.tokens + t) * n;
+      T* dx = writer.row(out);
       if (!taken(p.mask, part.batch, t) || (chosen != kNone && t != chosen)) {
         clear_row(dx, n);
       } else if (p.reduce != PoolReduce::max) {
@@ -44,10 +45,11 @@ template <class T> struct SegmentGradient {
       } else {
         take_share(token_row<const T>(p.x, part.batch, t), m, share, b.tie == TieRule::first, dx, n);
       }
+      writer.done(out);
     }
   }
 
-  void whole_segment(const SegmentPart& part, const SegmentScratch<T>& scratch) const {
+  void whole_segment(const SegmentPart& part, const SegmentScratch<T>& scratch, const RowWriter<T>& writer) const {
     const PartRows<T> rows(p, part);
     const S factor = p.reduce == PoolReduce::mean && rows.n > 0 ? 1 / static_cast<S>(rows.n) : S{1};
     load_share(part.batch, part.segment, factor, scratch.b);
@@ -58,7 +60,7 @@ template <class T> struct SegmentGradient {
         divide_row(scratch.b, scratch.c, n);
       }
     }
-    write_rows(part, scratch.a, scratch.b);
+    write_rows(part, scratch.a, scratch.b, writer);
   }
 
   // From the maxima and tie counts of a segment's parts to the maximum and the share of each part.
@@ -113,9 +115,10 @@ template <class T> inline void segment_backward(const SegmentPoolBackwardParams&
   }
   parallel_items(items.count(), [&](int64_t item, int) {
     const auto scratch = carve<SegmentScratch<T>>(n);
+    const RowWriter<T> writer(p.batch * p.tokens * n * int64_t{sizeof(T)} >= kStreamBytes, scratch.row, n);
     items.for_parts(item, [&](const SegmentPart& part) {
-      if (part.whole) gradient.whole_segment(part, scratch);
-      else gradient.write_rows(part, maxima + part.number * n, shares + part.number * n);
+      if (part.whole) gradient.whole_segment(part, scratch, writer);
+      else gradient.write_rows(part, maxima + part.number * n, shares + part.number * n, writer);
     });
   });
   // Tokens past the last segment of a packed batch.

@@ -108,12 +108,15 @@ template <class T> class WindowMaxGrad {
   static int64_t winner_elements(const WindowRows<T>& x, int64_t rows) { return (rows + 2 * x.reach()) * kChannels; }
 
   // dx rows [begin, end) of the sequence, rows that take no part being 0; dx points at position 0. `taps`:
-  // [x.taps_at_most()].
-  void operator()(int64_t begin, int64_t end, T* dx, int64_t dx_stride, S* winners, const T** taps) const {
+  // [x.taps_at_most()]. `writer` serves windows of three, whose rows are complete at once.
+  void operator()(int64_t begin, int64_t end, T* dx, int64_t dx_stride, S* winners, const T** taps,
+                  const RowWriter<T>& writer) const {
     const bool three = x_.window == 3 && x_.dilation == 1;
     for (int64_t j = begin; j < end;) {
       if (three && plain(j)) {
-        three_rows(j, dx + j * dx_stride);
+        T* out = dx + j * dx_stride;
+        three_rows(j, writer.row(out));
+        writer.done(out);
         ++j;
         continue;
       }

@@ -23,6 +23,10 @@ template <class T> ATTN_INLINE T* result_row(const WindowPoolParams& p, void* da
   return static_cast<T*>(data) + (s.batch * p.sequences.tokens + s.first + at) * p.channels;
 }
 
+template <class T> inline bool streams(const WindowPoolParams& p) {
+  return p.sequences.batch * p.sequences.tokens * p.channels * int64_t{sizeof(T)} >= kStreamBytes;
+}
+
 // 1 / the number of tokens a mean divides by.
 template <class S> ATTN_INLINE S mean_factor(const WindowPoolParams& p, int count) {
   return S{1} / static_cast<S>(p.count_include_pad ? p.window : count);
@@ -41,7 +45,7 @@ template <class T> struct WindowScratch {
 template <class T> inline void window_forward(const WindowPoolParams& p) {
   using S = Sum<T>;
   const Chunks chunks(p.sequences, chunk_tokens(p.channels));
-  const bool stream = p.sequences.batch * p.sequences.tokens * p.channels * int64_t{sizeof(T)} >= kStreamBytes;
+  const bool stream = streams<T>(p);
   parallel_items(chunks.count(), [&](int64_t item, int) {
     const Chunk chunk = chunks.at(item);
     const WindowRows<T> x = window_rows<T>(p, chunk.span);
@@ -88,20 +92,24 @@ inline void mean_gradient(const WindowPoolParams& p, const WindowRows<T>& x, con
 template <class T> inline void window_backward(const WindowPoolBackwardParams& b) {
   const WindowPoolParams& p = b.forward;
   const Chunks chunks(p.sequences, chunk_tokens(p.channels));
+  const bool stream = streams<T>(p);
   parallel_items(chunks.count(), [&](int64_t item, int) {
     const Chunk chunk = chunks.at(item);
     const WindowRows<T> x = window_rows<T>(p, chunk.span);
     const T* dy = token_row<const T>(b.dout, chunk.span.batch, chunk.span.first);
     T* dx = result_row<T>(p, b.dx, chunk.span, 0);
     const int64_t sums = p.mean ? p.channels : WindowMaxGrad<T>::winner_elements(x, chunks.tokens());
-    const auto scratch = carve<WindowScratch<T>>(x, int64_t{0}, sums);
+    const auto scratch = carve<WindowScratch<T>>(x, p.channels, sums);
+    const RowWriter<T> writer(stream, scratch.row, p.channels);
     if (p.mean) {
       for (int64_t j = chunk.begin; j < chunk.end; ++j) {
-        mean_gradient<T>(p, x, dy, b.dout.token, j, scratch.taps, dx + j * p.channels, scratch.sums);
+        T* out = dx + j * p.channels;
+        mean_gradient<T>(p, x, dy, b.dout.token, j, scratch.taps, writer.row(out), scratch.sums);
+        writer.done(out);
       }
     } else {
       const WindowMaxGrad<T> gradient(x, dy, b.dout.token, p.channels);
-      gradient(chunk.begin, chunk.end, dx, p.channels, scratch.sums, scratch.taps);
+      gradient(chunk.begin, chunk.end, dx, p.channels, scratch.sums, scratch.taps, writer);
     }
   });
   clear_tail<T>(p.sequences, p.channels, b.dx);
