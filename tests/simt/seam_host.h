@@ -1,0 +1,193 @@
+// The seam under test: what cuda/seam.h lists, for the fiber that calls.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "cuda/seam.h"
+#include "simt/runner.h"
+
+#define ATTN_DEVICE inline
+
+namespace attn::seam {
+
+using simt::kWarp;
+using simt::Where;
+
+inline int thread() { return simt::thread_index(); }
+inline int lane() { return thread() % kWarp; }
+inline int warp() { return thread() / kWarp; }
+inline int block_x() { return static_cast<int>(simt::block_index().x); }
+inline int block_y() { return static_cast<int>(simt::block_index().y); }
+inline int block_z() { return static_cast<int>(simt::block_index().z); }
+
+inline void sync_block(const Where& where = Where::current()) { simt::barrier(0, simt::block_threads(), where); }
+inline void sync_warp(const Where& where = Where::current()) { simt::meet("sync_warp", nullptr, nullptr, where); }
+inline void sync_named(int id, int threads, const Where& where = Where::current()) {
+  if (id == 0) simt::fail("sync_named(0): barrier 0 belongs to sync_block");
+  simt::barrier(id, threads, where);
+}
+
+// f(lanes) with lanes[i] the argument of lane i; runs once, when all lanes are there.
+template <class Lane, class F> void collective(const char* name, Lane& mine, F, const Where& where) {
+  simt::meet(
+      name, &mine,
+      [](void* const* arguments) {
+        Lane* lanes[kWarp];
+        for (int i = 0; i < kWarp; ++i) lanes[i] = static_cast<Lane*>(arguments[i]);
+        F()(lanes);
+      },
+      where);
+}
+
+template <class T> struct Shuffled {
+  T in, out;
+  int source;
+};
+
+template <class T> T shuffle(T x, int source, const Where& where = Where::current()) {
+  if (source < 0 || source >= kWarp) simt::fail("shuffle from lane " + std::to_string(source));
+  Shuffled<T> mine{x, {}, source};
+  collective(
+      "shuffle", mine,
+      [](Shuffled<T>** l) {
+        for (int i = 0; i < kWarp; ++i) l[i]->out = l[l[i]->source]->in;
+      },
+      where);
+  return mine.out;
+}
+template <class T> T shuffle_xor(T x, int mask, const Where& where = Where::current()) {
+  return shuffle(x, lane() ^ mask, where);
+}
+
+struct Vote {
+  bool in;
+  uint32_t out;
+};
+inline uint32_t ballot(bool x, const Where& where = Where::current()) {
+  Vote mine{x, 0};
+  collective(
+      "ballot", mine,
+      [](Vote** l) {
+        uint32_t bits = 0;
+        for (int i = 0; i < kWarp; ++i) bits |= static_cast<uint32_t>(l[i]->in) << i;
+        for (int i = 0; i < kWarp; ++i) l[i]->out = bits;
+      },
+      where);
+  return mine.out;
+}
+inline bool any(bool x, const Where& where = Where::current()) { return ballot(x, where) != 0; }
+
+inline float to_float(float x) { return x; }
+inline double to_float(double x) { return x; }
+inline float to_float(Bf16 x) {
+  const uint32_t u = static_cast<uint32_t>(x.bits) << 16;
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+inline float to_float(F16 x) {
+  _Float16 h;
+  std::memcpy(&h, &x, 2);
+  return static_cast<float>(h);
+}
+template <class T> T from_float(float x);
+template <> inline float from_float<float>(float x) { return x; }
+template <> inline F16 from_float<F16>(float x) {
+  const _Float16 h = static_cast<_Float16>(x);
+  F16 y;
+  std::memcpy(&y, &h, 2);
+  return y;
+}
+template <> inline Bf16 from_float<Bf16>(float x) {
+  if (x != x) return {0x7fff};
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  u += 0x7fffu + ((u >> 16) & 1);  // to nearest, ties to even
+  return {static_cast<uint16_t>(u >> 16)};
+}
+template <class T> uint32_t pack(float low, float high) {
+  return from_float<T>(low).bits | static_cast<uint32_t>(from_float<T>(high).bits) << 16;
+}
+// As the device's ex2.approx.ftz: results below the normal range are 0.
+inline float exp2_fast(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0 : y;
+}
+
+template <class T> float half_of(uint32_t pair, int which) {
+  return to_float(T{static_cast<uint16_t>(pair >> (16 * which))});
+}
+
+// m16n8k16: lane (g, t) = (lane / 4, lane % 4) holds
+//   a[r] = A[g + 8 (r % 2)][2 t + 8 (r / 2) + {0, 1}],  b[r] = B[2 t + 8 r + {0, 1}][g],  c[r] = C[g + 8 (r / 2)][2 t +
+//   r % 2].
+struct Mma {
+  float* c;
+  const uint32_t *a, *b;
+};
+template <class T>
+void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Where& where = Where::current()) {
+  Mma mine{c, a, b};
+  collective(
+      "mma", mine,
+      [](Mma** l) {
+        float x[16][16], y[16][8];  // A, B
+        for (int i = 0; i < kWarp; ++i) {
+          const int g = i / 4, t = i % 4;
+          for (int h = 0; h < 2; ++h) {
+            for (int r = 0; r < 4; ++r) x[g + 8 * (r % 2)][2 * t + 8 * (r / 2) + h] = half_of<T>(l[i]->a[r], h);
+            for (int r = 0; r < 2; ++r) y[2 * t + 8 * r + h][g] = half_of<T>(l[i]->b[r], h);
+          }
+        }
+        float sum[16][8] = {};
+        for (int m = 0; m < 16; ++m)
+          for (int k = 0; k < 16; ++k)
+            for (int n = 0; n < 8; ++n) sum[m][n] += x[m][k] * y[k][n];
+        for (int i = 0; i < kWarp; ++i)
+          for (int r = 0; r < 4; ++r) l[i]->c[r] += sum[i / 4 + 8 * (r / 2)][2 * (i % 4) + r % 2];
+      },
+      where);
+}
+
+// Lane 8 i + j names row j of 8x8 matrix i; lane (g, t) gets elements 2 t and 2 t + 1 of row g (of column g if
+// transposed) of each.
+struct LdMatrix {
+  uint32_t* r;
+  const void* row;
+};
+template <bool kTransposed> void ldmatrix_any(const char* name, uint32_t (&r)[4], const void* row, const Where& where) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) simt::fail("ldmatrix: row isn't a multiple of 16 bytes");
+  simt::touch(row, 16, false);
+  LdMatrix mine{r, row};
+  collective(
+      name, mine,
+      [](LdMatrix** l) {
+        for (int matrix = 0; matrix < 4; ++matrix) {
+          uint16_t x[8][8];
+          for (int j = 0; j < 8; ++j) {
+            const uint16_t* from = static_cast<const uint16_t*>(l[8 * matrix + j]->row);
+            for (int e = 0; e < 8; ++e) x[j][e] = from[e];
+          }
+          for (int i = 0; i < kWarp; ++i) {
+            const int g = i / 4, t = 2 * (i % 4);
+            const uint32_t low = kTransposed ? x[t][g] : x[g][t], high = kTransposed ? x[t + 1][g] : x[g][t + 1];
+            l[i]->r[matrix] = low | high << 16;
+          }
+        }
+      },
+      where);
+}
+inline void ldmatrix4(uint32_t (&r)[4], const void* row, const Where& where = Where::current()) {
+  ldmatrix_any<false>("ldmatrix4", r, row, where);
+}
+inline void ldmatrix4_transposed(uint32_t (&r)[4], const void* row, const Where& where = Where::current()) {
+  ldmatrix_any<true>("ldmatrix4_transposed", r, row, where);
+}
+
+// Copies happen as late as they may: when they are waited for.
+inline void copy16_async(void* shared, const void* global, int bytes) { simt::copy_later(shared, global, bytes); }
+inline void copy_commit() { simt::commit_copies(); }
+template <int kLeft> void copy_wait() { simt::wait_copies(kLeft); }
+
+}  // namespace attn::seam
