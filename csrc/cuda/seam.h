@@ -16,13 +16,13 @@
 
 #include "attn/types.h"
 
-namespace attn {
+namespace attn::seam {
 
 // Elements as they lie in memory.
 struct Bf16 { uint16_t bits; };
 struct F16 { uint16_t bits; };
 
-}  // namespace attn
+}  // namespace attn::seam
 
 #if defined(__CUDACC__)
 #include "cuda/seam_device.h"
