@@ -69,7 +69,9 @@ Block block;
 
 void thread_body(void* argument) {
   Thread* t = static_cast<Thread*>(argument);
-  (*block.body)(block.shared);
+  try {
+    (*block.body)(block.shared);
+  } catch (const Error& error) { block.error = error.what(); }
   t->done = true;
   for (;;) t->fiber.leave();
 }
@@ -149,10 +151,18 @@ void run_block(const std::vector<int>& turns) {
   }
 }
 
+std::string placed(const std::string& what) {
+  return "block " + std::to_string(block.index.x) + "," + std::to_string(block.index.y) + "," +
+         std::to_string(block.index.z) + ": " + what;
+}
+
+// Called from where the compiler expects no exception, so the fiber is left for good instead.
 void check_access(const void* at, size_t bytes, bool write, bool pending = false) {
   if (!kShadow || !block.running) return;
   const std::string wrong = block.shadow.access(at, bytes, block.running->index, write, pending);
-  if (!wrong.empty()) fail(wrong);
+  if (wrong.empty()) return;
+  block.error = placed(wrong);
+  for (;;) block.running->fiber.leave();
 }
 
 }  // namespace
@@ -161,11 +171,7 @@ Grid block_index() { return block.index; }
 int thread_index() { return block.running->index; }
 int block_threads() { return block.threads; }
 
-void fail(const std::string& what) {
-  block.error = "block " + std::to_string(block.index.x) + "," + std::to_string(block.index.y) + "," +
-                std::to_string(block.index.z) + ": " + what;
-  for (;;) block.running->fiber.leave();
-}
+void fail(const std::string& what) { throw Error(placed(what)); }
 
 void barrier(int id, int threads, const Where& where) {
   if (id < 0 || id > 15) fail("barrier " + std::to_string(id) + " in " + text(where) + ": there are 0 to 15");
