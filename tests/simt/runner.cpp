@@ -275,6 +275,21 @@ ATTN_ACCESSES(8)
 ATTN_ACCESSES(16)
 void __tsan_read_range(void* at, unsigned long bytes) { attn::simt::touch(at, bytes, false); }
 void __tsan_write_range(void* at, unsigned long bytes) { attn::simt::touch(at, bytes, true); }
+// Clang's names for block copies.
+void* __tsan_memcpy(void* to, const void* from, unsigned long bytes) {
+  attn::simt::touch(from, bytes, false);
+  attn::simt::touch(to, bytes, true);
+  return std::memcpy(to, from, bytes);
+}
+void* __tsan_memmove(void* to, const void* from, unsigned long bytes) {
+  attn::simt::touch(from, bytes, false);
+  attn::simt::touch(to, bytes, true);
+  return std::memmove(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, unsigned long bytes) {
+  attn::simt::touch(to, bytes, true);
+  return std::memset(to, value, bytes);
+}
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
 void __tsan_func_entry(void*) {}
