@@ -1,0 +1,167 @@
+"""The benchmark: its masks and checks, its records, resuming, and the whole command on one small case."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from attn.bench import command, masks
+from attn.bench.kernels import DECODE, KERNELS
+from attn.bench.measure import Checks
+from attn.bench.plan import plan
+from attn.bench.schema import validate
+from attn.bench.store import OtherRun, Store
+from attn.bench.timing import summary
+from attn.bench.verify import disagreement
+
+BY_NAME = {kernel.name: kernel for kernel in KERNELS}
+
+
+@pytest.mark.parametrize("name", masks.NAMES)
+def test_layout_is_the_rule(name):
+    for length in (320, 777):
+        mask = masks.build(name, length)
+        assert torch.equal(mask.layout().to_token_mask()[0, 0], mask.table())
+        assert mask.area() == int(mask.table().sum()) > 0
+
+
+def test_there_are_14_masks_in_the_plan():
+    assert len(masks.NAMES) == 14
+    full = plan()
+    assert len({case.name for case in full}) == len(full)
+    assert {case.mask for case in full} >= set(masks.NAMES)
+    assert {case.mask for case in plan(quick=True)} >= set(masks.NAMES)
+    assert {(case.dtype, case.stage) for case in full} == {
+        (dtype, stage) for dtype in ("float32", "bfloat16") for stage in ("forward", "backward", "decode")
+    }
+    assert all("backward causal T" in case.name for case in plan(only="backward causal T"))
+
+
+@pytest.mark.parametrize("name", ["causal", "full_document", "shared_question", "variable_block_sparse_0.2"])
+@pytest.mark.parametrize("stage", ["forward", "backward"])
+def test_kernels_agree(name, stage):
+    mask = masks.build(name, 320)
+    taking_part = [k for k in KERNELS if not k.compiles and k.cannot(mask, stage, 2) is None]
+    assert len(taking_part) >= 3
+    for kernel in taking_part:
+        assert disagreement(kernel, name, "float32", stage) is None, kernel.name
+
+
+def test_decode_kernels_agree():
+    for kernel in DECODE:
+        assert disagreement(kernel, "full", "bfloat16", "decode") is None, kernel.name
+
+
+def test_a_wrong_peer_is_caught():
+    off_by_one = lambda mask: BY_NAME["naive"].make(  # noqa: E731
+        dataclasses.replace(mask, plain=None, rule=lambda i, j: j <= i + 1)
+    )
+    wrong = dataclasses.replace(BY_NAME["naive"], name="wrong", make=off_by_one)
+    found = disagreement(wrong, "causal", "float32", "forward")
+    assert "638 too many, 0 missing" in found  # one a row but the last, two heads
+    (case,) = plan(only="forward causal T=1024 float32")
+    assert "mask differs" in Checks()(wrong, case)
+
+
+def test_a_wrong_gradient_is_caught():
+    def make(mask):
+        call = BY_NAME["naive"].make(mask)
+        return lambda q, k, v: call(q, k * 0.5 + k.detach() * 0.5, v)
+
+    wrong = dataclasses.replace(BY_NAME["naive"], make=make)
+    assert disagreement(wrong, "causal", "float32", "forward") is None
+    assert disagreement(wrong, "causal", "float32", "backward").startswith("gradient of k")
+
+
+def test_a_failing_peer_is_a_result():
+    def make(mask):
+        raise RuntimeError("no such kernel")
+
+    (case,) = plan(only="forward causal T=1024 float32")
+    failing = dataclasses.replace(BY_NAME["naive"], make=make)
+    assert Checks()(failing, case) == "failed: RuntimeError: no such kernel"
+
+
+def test_summary():
+    row = summary([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
+    assert row == {"ms": 2000.0, "ms_min": 1000.0, "ms_max": 4000.0, "speedup": 1.0}
+
+
+def test_interrupted_run_goes_on(tmp_path):
+    identity = {"threads": 2}
+    store = Store(tmp_path, identity)
+    store.add({"case": "a", "ms": 1})
+    store.add({"case": "b", "ms": 2})
+    with store.path.open("a") as file:
+        file.write('{"case": "c", "m')  # killed while it wrote
+    again = Store(tmp_path, identity)
+    assert list(again.cases) == ["a", "b"]
+    again.add({"case": "c", "ms": 3})
+    assert Store(tmp_path, identity).cases["c"] == {"case": "c", "ms": 3}
+    with pytest.raises(OtherRun, match="threads 2, now 1"):
+        Store(tmp_path, {"threads": 1})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One case, run by the command in its own process (it changes malloc's settings)."""
+    folder = tmp_path_factory.mktemp("bench")
+    arguments = ["--only", "forward causal T=256 float32", "--lengths", "256", "--rounds", "1", "--quick"]
+    done = subprocess.run(
+        [sys.executable, "-m", "attn", "bench", *arguments, "--threads", "1", "--out", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, arguments
+
+
+def test_the_command(finished):
+    folder, _ = finished
+    record = json.loads((folder / "results.json").read_text())
+    validate(record)
+    (case,) = record["cases"]
+    results = {r["kernel"]: r for r in case["results"]}
+    assert {r["status"] for r in results.values()} == {"measured", "skipped"}
+    assert results["attn"]["error"] < 1e-5 < results["attn window=128+16"]["error"]
+    assert case["density"] == pytest.approx(257 / 512)
+    assert "| attn |" in (folder / "results.md").read_text()
+    for name in ("speed_over_length", "memory_over_length", "error_over_cost"):
+        pytest.importorskip("matplotlib")
+        assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_schema_refuses(finished):
+    folder, _ = finished
+    text = (folder / "results.json").read_text()
+    for change, told in (
+        (lambda r: r.pop("machine"), "must have 'machine'"),
+        (lambda r: r["cases"][0].update(dtype="int8"), "results.cases[0].dtype must be one of"),
+        (lambda r: r["cases"][0]["results"][0].update(ms="fast"), "results[0].ms must be of type number"),
+        (lambda r: r["cases"][0]["results"][0].update(ms=0), "must be greater than 0"),
+        (lambda r: r["cases"][0].update(extra=1), "unknown field 'extra'"),
+    ):
+        record = json.loads(text)
+        change(record)
+        with pytest.raises(ValueError) as error:  # noqa: PT011
+            validate(record)
+        assert told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--only", "no such case"], "no case's name contains"),
+        (["--threads", "0"], "--threads must be at least 1"),
+        (["--lengths", "8"], "--lengths must be 256"),
+    ],
+)
+def test_wrong_arguments(capsys, arguments, told):
+    assert command.main(arguments) == 2
+    assert told in capsys.readouterr().err
