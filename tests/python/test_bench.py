@@ -165,3 +165,12 @@ def test_the_schema_refuses(finished):
 def test_wrong_arguments(capsys, arguments, told):
     assert command.main(arguments) == 2
     assert told in capsys.readouterr().err
+
+
+def test_interrupting_is_no_accident(monkeypatch, capsys):
+    def interrupt(options, arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupt)
+    assert command.main([]) == 130
+    assert "goes on where this one stopped" in capsys.readouterr().err

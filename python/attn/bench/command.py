@@ -54,6 +54,9 @@ def main(arguments: list[str]) -> int:
     except (OtherRun, ValueError) as error:
         print(f"python -m attn bench: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return 130
 
 
 def _chosen(options: argparse.Namespace) -> list[Case]:
