@@ -11,10 +11,12 @@ from ._version import __version__
 from .errors import BackendError
 from .info import Info, info
 from .layout import BlockLayout
+from .mechanisms.agent import agent_attention, pool_agents
 from .mechanisms.attention import attention
 from .mechanisms.axis_gate import axis_gate
 from .mechanisms.block_sparse import block_sparse_attention
 from .mechanisms.decode import decode_attention
+from .mechanisms.features import draw_omega, random_feature_attention, random_features
 from .mechanisms.flow import flow_attention, flow_attention_step
 from .mechanisms.hip import hip_attention, hip_select
 from .mechanisms.linear import linear_attention, linear_attention_step
@@ -37,10 +39,12 @@ __all__ = [
     "HipSelection",
     "Info",
     "__version__",
+    "agent_attention",
     "attention",
     "axis_gate",
     "block_sparse_attention",
     "decode_attention",
+    "draw_omega",
     "flow_attention",
     "flow_attention_step",
     "hip_attention",
@@ -52,9 +56,12 @@ __all__ = [
     "nn",
     "patterns",
     "ponet_mix",
+    "pool_agents",
     "prefix_softmax_pool",
     "prefix_softmax_pool_step",
     "query_pool",
+    "random_feature_attention",
+    "random_features",
     "reference",
     "s2_attention",
     "segment_pool",

@@ -72,7 +72,7 @@ def _linear_backward(
     cu_seqlens: Tensor | None = None,
     initial_s: Tensor | None = None,
     initial_z: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     shapes = ((0,), (0,)) if initial_s is None else _state_shapes(k, v, feature_map, cu_seqlens)
     return (
         in_order_of(q, q.shape[3]),
@@ -94,7 +94,7 @@ def _flow_statistics(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def _flow_state(q: Tensor, v: Tensor, sequences: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _flow_state(q: Tensor, v: Tensor, sequences: Any) -> tuple[Tensor, ...]:
     heads, dim, dtype = q.shape[1], q.shape[3], _statistics(q)
     return (
         q.new_empty((sequences, heads, 4, dim), dtype=dtype),
@@ -137,7 +137,7 @@ def _flow_causal_forward(
     if keep_state:
         state = _flow_state(q, v, _sequences(q, cu_seqlens))
     else:
-        state = tuple(q.new_empty((0,), dtype=_statistics(q)) for _ in range(4))  # type: ignore[assignment]
+        state = tuple(q.new_empty((0,), dtype=_statistics(q)) for _ in range(4))
     return in_order_of(q, v.shape[3]), *_flow_statistics(q, k), *state
 
 

@@ -61,6 +61,7 @@ class Backend:
 
 # Functions with CPU kernels; add a row here with the kernel.
 _CPU_OPS: dict[str, tuple[Predicate, ...]] = {
+    "agent_attention": (),
     "attention": (),
     "block_sparse_attention": (),
     "decode_attention": (),
@@ -75,6 +76,7 @@ _CPU_OPS: dict[str, tuple[Predicate, ...]] = {
     "axis_gate": (),
     "ponet_mix": (),
     "query_pool": (),
+    "random_feature_attention": (),
     "segment_pool": (),
     "tap_pool": (),
     "topk_nodes": (),

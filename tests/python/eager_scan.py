@@ -1,6 +1,6 @@
 """The linear-time mechanisms as their released PyTorch code computes them: same operations, same intermediate
 tensors, our words. They are the plain implementations that the tolerance rule compares with, and the peers of
-benchmarks/scan.py.
+benchmarks/{flow,linear,agent,prefix}.py.
 
 All take ``[B, H, T, D]`` and work in the dtype of their arguments.
 """
@@ -76,7 +76,14 @@ def prefix_softmax_pool(score: Tensor, v: Tensor) -> Tensor:
     return (mass[..., None] * v).cumsum(dim=2) / mass.cumsum(dim=2)[..., None]
 
 
-def agent_attention(q: Tensor, k: Tensor, v: Tensor, agents: Tensor) -> Tensor:
+def agent_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    agents: Tensor,
+    agent_bias: Tensor | None = None,
+    query_bias: Tensor | None = None,
+) -> Tensor:
     """Two scaled_dot_product_attention calls."""
     attend = torch.nn.functional.scaled_dot_product_attention
-    return attend(q, agents, attend(agents, k, v))
+    return attend(q, agents, attend(agents, k, v, attn_mask=agent_bias), attn_mask=query_bias)

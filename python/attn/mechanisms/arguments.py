@@ -49,7 +49,7 @@ def one_of(name: str, x: Any, choices: tuple[str, ...]) -> str:
 def finite(name: str, x: Any) -> float:
     if not isinstance(x, (float, int, torch.SymFloat, torch.SymInt)) or isinstance(x, bool):
         raise TypeError(f"{name} must be a float, got {type(x).__name__}")
-    if not math.isfinite(x):
+    if not -math.inf < x < math.inf:  # math.isfinite would break the graph of torch.compile
         raise ValueError(f"{name} must be finite, got {x}")
     return x  # type: ignore[return-value]
 

@@ -208,7 +208,7 @@ def flow_attention_step(
         )
     with torch.no_grad():
         out, *after = torch.ops.attn.flow_step(q, k, v, *parts, _eps(eps), _clamp(clamp))
-    return out, tuple(after)  # type: ignore[return-value]
+    return out, tuple(after)
 
 
 def _eps(eps: Any) -> float:

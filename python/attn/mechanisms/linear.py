@@ -37,7 +37,7 @@ class _Linear(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:7], *output)
-        ctx.options = inputs[7]
+        ctx.options, ctx.keep_state = inputs[7:]
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
@@ -48,7 +48,8 @@ class _Linear(Function):
     ) -> tuple[Tensor | None, ...]:
         q, k, v, initial_s, initial_z, key_mask, cu_seqlens, out, mass, s, z = ctx.saved_tensors
         dout = torch.zeros_like(out) if dout is None else check.last_contiguous(dout)
-        dstate = (None if x is None else x.contiguous() for x in (ds, dz))
+        # Compiled, states nobody asked for (which may be empty) get gradients of zeros.
+        dstate = (x.contiguous() if ctx.keep_state and x is not None else None for x in (ds, dz))
         saved = (q, k, v, out, mass, s, z)
         places = (key_mask, cu_seqlens, initial_s, initial_z)
         dq, dk, dv, ds0, dz0 = torch.ops.attn.linear_backward(dout, *dstate, *saved, *ctx.options, *places)
