@@ -173,7 +173,6 @@ class Bench:
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "threads": self.args.threads,
             "cpu": _cpu_name(),
-            "platform": platform.platform(),
             "torch": torch.__version__,
             "attn": attn.__version__,
             "isa": attn._C.cpu_isa(),

@@ -74,28 +74,45 @@ template <class In> struct ForwardItem {
     std::memset(o, 0, padded * columns * sizeof(A));
   }
 
-  // One panel of rows against keys [a, b) of the tile.
-  template <int NV> void panel(int32_t first, int a, int b, bool masked, const PanelReach& reach, const Placed<T>& kt,
-                               const Modifiers<A>& mod) {
-    const int n = b - a;
-    vec<A> top[NV];
-    for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
-    dot_panel<T, NV>(kt.data + a * kt.ld, kt.ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s, top);
-    if (masked || mod.softcap > 0 || mod.key_weight)
-      modify_panel<A, NV>(s, a, b, *rows, first, *tile, mod, masked, reach, top);
-    softmax_panel<T, NV>(s, n, top, m + first, l + first, alpha, weights);
-    values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, n, alpha, o + first * columns, columns);
+  // Scores of keys [a, b) of the tile into `to`, and their maximum. Only a cut run is masked.
+  template <int NV> void scores(int32_t first, int a, int b, bool cut, const PanelReach& reach, const Placed<T>& kt,
+                                const Modifiers<A>& mod, A* to, vec<A>* top) {
+    if (a >= b) return;
+    vec<A> here[NV];
+    for (int i = 0; i < NV; ++i) here[i] = splat(-kInfinity<A>);
+    dot_panel<T, NV>(kt.data + a * kt.ld, kt.ld, b - a, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), to,
+                     here);
+    if (cut || mod.softcap > 0 || mod.key_weight)
+      modify_panel<A, NV>(to, a, b, *rows, first, *tile, mod, cut, reach, here);
+    for (int i = 0; i < NV; ++i) top[i] = vmax(here[i], top[i]);
   }
 
-  void thin_panel(int a, int b, bool masked, const PanelReach& reach, const TokenRows<In>& keys,
-                  const TokenRows<In>& vals, const Modifiers<A>& mod) {
-    const int n = b - a;
+  // One panel of rows against its keys of the tile.
+  template <int NV> void panel(int32_t first, const PanelKeys& keys, const PanelReach& reach, const Placed<T>& kt,
+                               const Modifiers<A>& mod) {
+    vec<A> top[NV];
+    for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
+    // Whole dot blocks before, in and after the run that is cut.
+    const int a = keys.a, b = keys.b, cut_a = a + (keys.cut_a - a) / kDotRows * kDotRows,
+              cut_b =
+                  keys.masked() ? min_i32(b, cut_a + (keys.cut_b - cut_a + kDotRows - 1) / kDotRows * kDotRows) : cut_a;
+    scores<NV>(first, a, cut_a, false, reach, kt, mod, s, top);
+    scores<NV>(first, cut_a, cut_b, true, reach, kt, mod, s + (cut_a - a) * NV * L, top);
+    scores<NV>(first, cut_b, b, false, reach, kt, mod, s + (cut_b - a) * NV * L, top);
+    softmax_panel<T, NV>(s, b - a, top, m + first, l + first, alpha, weights);
+    values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, b - a, alpha, o + first * columns,
+                       columns);
+  }
+
+  void thin_panel(const PanelKeys& at, const PanelReach& reach, const TokenRows<In>& keys, const TokenRows<In>& vals,
+                  const Modifiers<A>& mod) {
+    const int n = at.b - at.a;
     vec<A> top[1] = {splat(-kInfinity<A>)};
-    thin_dot(keys, a, n, thin_q, columns_q, static_cast<A>(p.scale * kLog2e), s, top);
-    if (masked || mod.softcap > 0 || mod.key_weight)
-      modify_panel<A, 1>(s, a, b, *rows, 0, *tile, mod, masked, reach, top);
+    thin_dot(keys, at.a, n, thin_q, columns_q, static_cast<A>(p.scale * kLog2e), s, top);
+    if (at.masked() || mod.softcap > 0 || mod.key_weight)
+      modify_panel<A, 1>(s, at.a, at.b, *rows, 0, *tile, mod, at.masked(), reach, top);
     softmax_panel<A, 1>(s, n, top, m, l, alpha, s);
-    thin_acc(vals, a, n, masked, s, alpha, o, columns);
+    thin_acc(vals, at.a, n, at.masked(), s, alpha, o, columns);
   }
 
   void key_tile(const Sequence& seq) {
@@ -106,14 +123,12 @@ template <class In> struct ForwardItem {
     for (int32_t first = 0; first < rows->rows; first += W) {
       const int32_t last = min_i32(first + W, rows->rows);
       const PanelReach reach = panel_reach(*rows, first, last);
-      int a, b;
-      clip_to_reach(*tile, reach, a, b);
-      if (a >= b || (mod.segment && !segments_meet(*rows, first, last, segment, a, b))) continue;
-      if (kPairRows<T> && !thin) a &= ~1;  // values are paired from the tile's start
-      const bool masked = needs_mask(*tile, a, b, reach, mod);
+      // Values are paired from the tile's start.
+      const PanelKeys keys = panel_keys(*tile, *rows, first, last, reach, mod, kPairRows<T> && !thin);
+      if (keys.a >= keys.b || (mod.segment && !segments_meet(*rows, first, last, segment, keys.a, keys.b))) continue;
       if (thin) {
         if constexpr (kThinFits<A>) {
-          thin_panel(a, b, masked, reach, tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim),
+          thin_panel(keys, reach, tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim),
                      tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), mod);
         }
         continue;
@@ -123,9 +138,9 @@ template <class In> struct ForwardItem {
         values->place(tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), nullptr);
         placed = true;
       }
-      if (masked) values->check();
-      if (last - first <= L) panel<1>(first, a, b, masked, reach, kt, mod);
-      else panel<2>(first, a, b, masked, reach, kt, mod);
+      if (keys.masked()) values->check();
+      if (last - first <= L) panel<1>(first, keys, reach, kt, mod);
+      else panel<2>(first, keys, reach, kt, mod);
     }
   }
 
@@ -241,7 +256,17 @@ template <class In> struct ForwardCall {
     item.finish(seq);
   }
 
+  // Waking the other threads costs about as much as a quarter of a million multiply-adds: less isn't shared out.
+  bool worth_sharing() const {
+    const double products = static_cast<double>(p.batch) * p.heads * p.tq * p.tk * (p.dim + p.dim_v);
+    return products > 262144;
+  }
+
   void run() const {
+    if (items.splits == 1 && !worth_sharing()) {
+      for (int64_t i = 0; i < items.count(); ++i) run_item(i);
+      return;
+    }
     parallel_items(items.count(), [this](int64_t i, int) { run_item(i); });
     if (items.splits > 1) parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
   }

@@ -11,9 +11,24 @@ ATTN_NAMESPACE_BEGIN
 constexpr double kLog2e = 1.4426950408889634074;
 constexpr double kLn2 = 0.69314718055994530942;
 
-// 2^x for x <= 127. x below -127 (in particular -inf) gives exactly 0, NaN gives NaN, 2^0 is exactly 1.
-// x = n + f with n the nearest integer; 2^f by a degree-5 polynomial (minimax on [-0.5, 0.5] with the constant term
-// fixed at 1: relative error 9.2e-8), 2^n by writing the exponent field. At n = -127 that field is 0, hence 0.
+// 2^x for x <= 127. x of -127 and below (in particular -inf) gives exactly 0, NaN gives NaN, 2^0 is exactly 1.
+// x = n + f; 2^f by a degree-5 polynomial (minimax in relative error, constant term fixed at 1).
+#if ATTN_VBYTES == 64 && defined(__AVX512DQ__)
+// n = floor(x), f in [0, 1): one instruction gives f, another multiplies by 2^floor(x). Error 8.2e-8.
+ATTN_INLINE f32v exp2v(f32v x) {
+  const __m512 v = (__m512)x;
+  const f32v f = (f32v)_mm512_maskz_reduce_ps(0xffff, v, 0x01);
+  f32v r = f * 1.867130072e-03f + 9.017030316e-03f;
+  r = r * f + 5.579991311e-02f;
+  r = r * f + 2.401644502e-01f;
+  r = r * f + 6.931513118e-01f;
+  r = r * f + 1.0f;
+  const __mmask16 nonzero = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-127.0f), _CMP_NLE_UQ);  // true for NaN
+  return (f32v)_mm512_maskz_scalef_ps(nonzero, (__m512)r, v);
+}
+#else
+// n = the nearest integer, f in [-0.5, 0.5], 2^n by writing the exponent field: at n = -127 that field is 0, hence 0.
+// Error 9.2e-8.
 ATTN_INLINE f32v exp2v(f32v x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   x = x < -127.0f ? splat(-127.0f) : x;
@@ -28,6 +43,7 @@ ATTN_INLINE f32v exp2v(f32v x) {
   r = r * f + 1.0f;
   return r * bit_cast<f32v>(scale);
 }
+#endif
 
 // float64 serves gradient checks: accuracy matters, speed doesn't.
 ATTN_INLINE f64v exp2v(f64v x) {

@@ -85,6 +85,79 @@ inline void clip_to_reach(const KeyTile& t, const PanelReach& r, int& a, int& b)
   }
 }
 
+// What the rows [first, last) of a panel have in common in the bit tiles of a layout, a word (32 keys) at a time.
+struct BitReach {
+  const LayoutView& layout;
+  const RowBlock& rows;
+  const int32_t first, last;
+  int32_t slot = -1, word = -1;
+  uint32_t any = 0, all = 0;
+
+  BitReach(const LayoutView& l, const RowBlock& b, int32_t first_row, int32_t last_row)
+      : layout(l), rows(b), first(first_row), last(last_row) {}
+
+  void load(int32_t in_slot, int32_t in_word) {
+    if (in_slot == slot && in_word == word) return;
+    slot = in_slot;
+    word = in_word;
+    const int64_t words_per_row = (layout.block_k + 31) / 32;
+    const int32_t* bits = layout.bits + slot * layout.block_q * words_per_row + word;
+    any = 0;
+    all = ~0u;
+    for (int32_t r = first; r < last; ++r) {
+      const uint32_t w = static_cast<uint32_t>(bits[rows.block_row[r] * words_per_row]);
+      any |= w;
+      all &= w;
+    }
+  }
+
+  bool nobody_sees(const KeyTile& t, int j) {
+    if (t.slot[j] < 0) return false;
+    load(t.slot[j], t.column[j] / 32);
+    return !(any >> (t.column[j] % 32) & 1);
+  }
+  bool all_see(const KeyTile& t, int j) {
+    if (t.slot[j] < 0) return true;
+    load(t.slot[j], t.column[j] / 32);
+    return all >> (t.column[j] % 32) & 1;
+  }
+};
+
+// The keys [a, b) of a tile that a panel looks at. Outside [cut_a, cut_b) every row sees every one of them.
+struct PanelKeys {
+  int a, b, cut_a, cut_b;
+  bool masked() const { return cut_a < cut_b; }
+};
+
+template <class A>
+inline PanelKeys panel_keys(const KeyTile& t, const RowBlock& rows, int32_t first, int32_t last, const PanelReach& r,
+                            const Modifiers<A>& mod, bool from_even) {
+  PanelKeys k;
+  clip_to_reach(t, r, k.a, k.b);
+  BitReach bits(*mod.layout, rows, first, last);
+  if (t.any_slot) {
+    while (k.a < k.b && bits.nobody_sees(t, k.a)) ++k.a;
+    while (k.b > k.a && bits.nobody_sees(t, k.b - 1)) --k.b;
+  }
+  k.cut_a = k.cut_b = k.a;
+  if (k.a >= k.b) return k;
+  if (from_even) k.a &= ~1;
+  auto all_see = [&](int j) {
+    return all_rows_see(t, j, r) && bits.all_see(t, j) && !mod.removed(j) &&
+           (!mod.segment || (r.one_segment && mod.segment[j] == r.segment));
+  };
+  k.cut_a = k.a;
+  k.cut_b = k.b;
+  if (!t.any_slot && !t.any_exempt && !mod.removes && !mod.segment && t.position[k.a] >= r.max_lo &&
+      t.position[k.b - 1] <= r.min_hi) {
+    k.cut_b = k.a;  // the common case, without a look at every key
+    return k;
+  }
+  while (k.cut_a < k.b && all_see(k.cut_a)) ++k.cut_a;
+  while (k.cut_b > k.cut_a && all_see(k.cut_b - 1)) --k.cut_b;
+  return k;
+}
+
 // Can rows [first, last) and keys [a, b) share a segment? Ranges of ids decide: exact for sorted ids.
 inline bool segments_meet(const RowBlock& rows, int32_t first, int32_t last, const int32_t* segment, int a, int b) {
   int32_t low = segment[a], high = segment[a];

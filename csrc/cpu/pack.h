@@ -5,6 +5,7 @@
 #pragma once
 
 #include "cpu/micro.h"
+#include "cpu/transpose.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -45,9 +46,12 @@ template <class T, class In> struct Pack {
     for (int64_t r = 0; r < rows; ++r) convert_row(src + r * stride, n, dst + r * ld, ld);
   }
 
-  // Lane `lane` of a panel.
-  static void lane(const In* src, int64_t n, T* panel, int64_t width, int64_t lane) {
-    for (int64_t d = 0; d < n; ++d) panel[d * width + lane] = to_float(src[d]);
+  // A vector of operand elements.
+  static ATTN_INLINE vec<T> vector(const In* src) { return load_as(src, T{}); }
+
+  // Operand elements from `begin` on in lane `lane` of a panel.
+  static void lane(const In* src, int64_t begin, int64_t n, T* panel, int64_t width, int64_t lane) {
+    for (int64_t d = begin; d < n; ++d) panel[d * width + lane] = to_float(src[d]);
   }
 };
 
@@ -57,8 +61,14 @@ template <> struct Pack<bf16x2, bf16> {
     std::memset(reinterpret_cast<char*>(dst) + n * sizeof(bf16), 0, (ld * 2 - n) * sizeof(bf16));
   }
 
-  static void lane(const bf16* src, int64_t n, bf16x2* panel, int64_t width, int64_t lane) {
-    for (int64_t d = 0; d < n / 2; ++d) std::memcpy(&panel[d * width + lane], src + 2 * d, sizeof(bf16x2));
+  static ATTN_INLINE u32v vector(const bf16* src) {
+    u32v v;
+    std::memcpy(&v, src, sizeof v);
+    return v;
+  }
+
+  static void lane(const bf16* src, int64_t begin, int64_t n, bf16x2* panel, int64_t width, int64_t lane) {
+    for (int64_t d = begin; d < n / 2; ++d) std::memcpy(&panel[d * width + lane], src + 2 * d, sizeof(bf16x2));
     if (n % 2) panel[n / 2 * width + lane] = bf16x2{src[n - 1].bits};
   }
 };
@@ -71,8 +81,19 @@ template <class T, class In> ATTN_INLINE void pack_row_pair(const In* lo, const 
 template <>
 inline void pack_row_pair<bf16x2, bf16>(const bf16* lo, const bf16* hi, int64_t n, bf16x2* dst, int64_t ld) {
   constexpr int L = kLanes<bf16x2>;
-  typedef uint16_t u16h __attribute__((vector_size(ATTN_VBYTES / 2)));
   int64_t i = 0;
+#if ATTN_VBYTES == 64 && defined(__AVX512BW__)
+  const __m512i first =
+      _mm512_set_epi32(0x002f000f, 0x002e000e, 0x002d000d, 0x002c000c, 0x002b000b, 0x002a000a, 0x00290009, 0x00280008,
+                       0x00270007, 0x00260006, 0x00250005, 0x00240004, 0x00230003, 0x00220002, 0x00210001, 0x00200000);
+  const __m512i second = _mm512_or_si512(first, _mm512_set1_epi32(0x00100010));
+  for (; i + 2 * L <= n; i += 2 * L) {
+    const __m512i a = _mm512_loadu_si512(lo + i), b = hi ? _mm512_loadu_si512(hi + i) : _mm512_setzero_si512();
+    store(dst + i, (u32v)_mm512_permutex2var_epi16(a, first, b));
+    store(dst + i + L, (u32v)_mm512_permutex2var_epi16(a, second, b));
+  }
+#endif
+  typedef uint16_t u16h __attribute__((vector_size(ATTN_VBYTES / 2)));
   for (; i + L <= n; i += L) {
     u16h a, b{};
     std::memcpy(&a, lo + i, sizeof a);
@@ -83,11 +104,28 @@ inline void pack_row_pair<bf16x2, bf16>(const bf16* lo, const bf16* hi, int64_t 
   for (; i < ld; ++i) dst[i].bits = 0;
 }
 
-// A whole panel from rows that `row_pointer(i)` names; lanes past `rows` are zero.
+// A whole panel from rows that `row_pointer(i)` names; lanes past `rows` are zero. Lanes x lanes elements at a time are
+// transposed in registers.
 template <class T, class In, class RowPointer>
 inline void pack_panel(RowPointer&& row_pointer, int64_t rows, int64_t n, T* panel, int64_t width) {
+  constexpr int L = kLanes<T>;
   if (rows < width) std::memset(static_cast<void*>(panel), 0, depth_of<T>(n) * width * sizeof(T));
-  for (int64_t r = 0; r < rows; ++r) Pack<T, In>::lane(row_pointer(r), n, panel, width, r);
+  const int64_t whole = n / (L * kPair<T>)*L;
+  int64_t r = 0;
+  for (; r + L <= rows; r += L) {
+    const In* from[L];
+    for (int i = 0; i < L; ++i) from[i] = row_pointer(r + i);
+    for (int64_t d = 0; d < whole; d += L) {
+      vec<T> x[L];
+      ATTN_UNROLL
+      for (int i = 0; i < L; ++i) x[i] = Pack<T, In>::vector(from[i] + d * kPair<T>);
+      transpose_detail::step<1, L>(x);
+      ATTN_UNROLL
+      for (int i = 0; i < L; ++i) store(panel + (d + i) * width + r, x[i]);
+    }
+    for (int i = 0; i < L; ++i) Pack<T, In>::lane(from[i], whole, n, panel, width, r + i);
+  }
+  for (; r < rows; ++r) Pack<T, In>::lane(row_pointer(r), 0, n, panel, width, r);
 }
 
 ATTN_NAMESPACE_END

@@ -22,16 +22,24 @@ inline void softmax_panel(Acc<T>* s, int n, const vec<Acc<T>>* top, Acc<T>* m, A
     sum[v] = vec<A>{};
   }
   if constexpr (kPairRows<T>) {
-    for (int j = 0; j < n; j += 2) {
+    // Two keys fill one row of weights; a last odd key is paired with nothing.
+    T* to = weights;
+    for (int j = n / 2; j > 0; --j, s += 2 * NV * L, to += NV * L) {
+      ATTN_UNROLL
       for (int v = 0; v < NV; ++v) {
-        const vec<A> lo = exp2v(load(s + (j * NV + v) * L) - reference[v]);
-        const vec<A> hi = j + 1 < n ? exp2v(load(s + ((j + 1) * NV + v) * L) - reference[v]) : vec<A>{};
+        const vec<A> lo = exp2v(load(s + v * L) - reference[v]), hi = exp2v(load(s + (NV + v) * L) - reference[v]);
         sum[v] += lo + hi;
-        store(weights + (j / 2 * NV + v) * L, make_pairs(lo, hi));
+        store(to + v * L, make_pairs(lo, hi));
       }
+    }
+    for (int v = 0; n % 2 && v < NV; ++v) {
+      const vec<A> lo = exp2v(load(s + v * L) - reference[v]);
+      sum[v] += lo;
+      store(to + v * L, make_pairs(lo, vec<A>{}));
     }
   } else {
     for (int j = 0; j < n; ++j) {
+      ATTN_UNROLL
       for (int v = 0; v < NV; ++v) {
         const vec<A> x = exp2v(load(s + (j * NV + v) * L) - reference[v]);
         sum[v] += x;

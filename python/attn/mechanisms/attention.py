@@ -11,6 +11,7 @@ from .._autograd import call
 from ..layout import BlockLayout
 from . import arguments as check
 from .functions import Attend, BlockSparse
+from .plain import plain_attention
 
 
 def attention(
@@ -91,6 +92,25 @@ def attention(
     References: Dao et al. 2022 (arXiv 2205.14135); sink_tokens: Xiao et al. 2023 (arXiv 2309.17453);
     sink_logits: Miller 2023, "Attention is off by one".
     """
+    if (
+        layout is None
+        and window is None
+        and softcap is None
+        and key_log_weight is None
+        and segment_ids is None
+        and cu_seqlens_q is None
+        and cu_seqlens_k is None
+        and max_seqlen_q is None
+        and max_seqlen_k is None
+        and sink_logits is None
+        and head_gate is None
+        and type(sink_tokens) is int
+        and sink_tokens == 0
+        and type(return_lse) is bool
+    ):
+        plain = plain_attention(q, k, v, causal, scale)
+        if plain is not None:
+            return plain if return_lse else plain[0]
     q, k, v = check.query_key_value("attention", q, k, v)
     left, right = check.window_pair(window)
     rule = (
