@@ -26,7 +26,7 @@ def plain_attention(q: Any, k: Any, v: Any, causal: Any, scale: Any) -> tuple[Te
         or (causal is not False and causal is not True)
         or (scale is not None and type(scale) is not float)
         or forward_ad._current_level >= 0
-        or not q.is_cpu
+        or not (q.is_cpu and k.is_cpu and v.is_cpu)
         or torch.is_autocast_enabled("cpu")
         or ((q.requires_grad or k.requires_grad or v.requires_grad) and torch.is_grad_enabled())
     ):
