@@ -64,8 +64,17 @@ def rule_of_mask_function(
         mask_function = masking_utils.causal_mask_function
     parts: list[tuple[str, dict[str, Any]]] = []
     known = _collect(mask_function, parts)
+    names = {name for name, _ in parts}
     if isinstance(q_offset, Tensor) and (q_length > 1 or not known):
         q_offset = int(q_offset)
+    if not isinstance(q_offset, Tensor):
+        # Keys past the last row's position are room that the cache has not used yet; causal rows don't see
+        # them. Other windows need the last row to stand at the last key, as the kernels take it.
+        behind = q_offset + q_length - kv_offset
+        if "causal" in names:
+            known = known and behind <= kv_length
+        elif names & {"window", "two-sided window"}:
+            known = known and behind == kv_length
     if not known:
         assert isinstance(q_offset, int)
         mask = masking_utils.sdpa_mask(
@@ -87,17 +96,18 @@ def rule_of_mask_function(
     if isinstance(q_offset, Tensor):
         # One row at a position that only the device knows: where it ends is a mask of keys.
         position = torch.arange(kv_length, device=device) + kv_offset
-        masks.append((position <= q_offset)[None])
         for name, values in parts:
-            if name == "window":
+            if name == "causal":
+                masks.append((position <= q_offset)[None])
+            elif name == "window":
                 masks.append((position > q_offset - values["sliding_window"])[None])
+            elif name == "two-sided window":
+                masks.append(((position - q_offset).abs() <= values["sliding_window"])[None])
         parts = [p for p in parts if p[0] == "packed" or p[0] == "chunks"]
         row = q_offset.reshape(1)
     else:
-        # Keys past the last row's position are room that the cache has not used yet.
-        behind = q_offset + q_length - kv_offset
-        if any(name == "causal" for name, _ in parts):
-            rule.keys = min(kv_length, behind)
+        if "causal" in names:
+            rule.keys = behind
         row = torch.arange(q_length, device=device) + q_offset
     key = torch.arange(rule.keys, device=device) + kv_offset
 
@@ -120,8 +130,10 @@ def rule_of_mask_function(
             intersect(ids[:, row], ids[:, key])
         elif name == "chunks":
             start, size = values["left_padding"].to(device)[:, None], values["chunk_size"]
-            # Chunk -1 are tokens of the padding; + 1 because -1 means padding here.
-            intersect((row - start).div(size, rounding_mode="floor") + 1, (key - start) // size + 1)
+            # Padding lies in chunks below 0; ids start at 0, because -1 means padding here.
+            first = kv_length + kv_offset
+            q_chunk = (row - start).div(size, rounding_mode="floor")
+            intersect(q_chunk + first, (key - start).div(size, rounding_mode="floor") + first)
     if attention_mask is not None:
         padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
         assert padding is not None
