@@ -42,6 +42,7 @@ def qwen3():  # the second layer has a window
 
 def gemma2():
     more = {"sliding_window": 7, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0}
+    more["tie_word_embeddings"] = False  # tied, it repeats one token
     return transformers.Gemma2Config(**SHAPE, **more), "eager"
 
 
