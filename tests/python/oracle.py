@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attn import reference
 from cases import Case, Inputs
-from tolerance import assert_as_exact_as
+from tolerance import assert_as_exact_as, largest_error
 
 Attention = Callable[..., tuple[Tensor, Tensor]]
 
@@ -82,13 +82,35 @@ def check_attention(attention: Attention, case: Case, dtype: torch.dtype, device
 
     attention: called like :func:`attn.attention` with ``return_lse=True``.
     """
-    inputs = case.inputs(dtype, device)
-    g = torch.Generator().manual_seed(1)
+    actual, plain, exact = (_run(f, case, dtype, device) for f in (attention, plain_attention, None))
+    errors = dict.fromkeys(exact, 0.0)
+    for seed in range(1, _draws(case)):
+        other, truth = (_run(f, case, dtype, device, seed) for f in (plain_attention, None))
+        errors = {name: max(errors[name], largest_error(other[name], truth[name])) for name in exact}
+    for name, expected in exact.items():
+        assert_as_exact_as(actual[name], plain[name], expected, f"{case.id}: {name}", errors[name])
+
+
+def _draws(case: Case) -> int:
+    """How many draws tell the error of the plain implementation.
+
+    With a handful of entries its largest error is a matter of luck: a gradient is the difference of two
+    rounded terms (dout . v, and delta = dout . out with out rounded to the dtype, as in FlashAttention), and
+    where they round the same way the plain error is far below one unit of either. 64 entries are enough.
+    """
+    entries = case.B * case.H * case.q_len * min(case.D, case.D if case.Dv is None else case.Dv)
+    return 1 if entries == 0 else -(-64 // entries)
+
+
+def _run(
+    attention: Attention | None, case: Case, dtype: torch.dtype, device: str, seed: int = 0
+) -> dict[str, Tensor]:
+    """Results of `attention`, None for the reference in float64, on a draw of the case."""
+    inputs = case.inputs(dtype, device, seed)
+    g = torch.Generator().manual_seed(seed + 1)
     rows = inputs.q.shape[:3]
     dout = torch.randn(*rows, inputs.v.shape[3], generator=g, dtype=torch.float64).to(inputs.q)
     dlse = torch.randn(rows, generator=g, dtype=torch.float32).to(device)
-    actual = results(attention, inputs, dout, dlse)
-    plain = results(plain_attention, inputs, dout, dlse)
-    exact = results(reference.attention, inputs.double(), dout, dlse)
-    for name, expected in exact.items():
-        assert_as_exact_as(actual[name], plain[name], expected, f"{case.id}: {name}")
+    if attention is None:
+        return results(reference.attention, inputs.double(), dout, dlse)
+    return results(attention, inputs, dout, dlse)

@@ -83,6 +83,17 @@ def drawn_cases(draw):
 @hypothesis.given(
     case=drawn_cases(), dtype=st.sampled_from([F32, torch.bfloat16, torch.float16, torch.float64])
 )
+@hypothesis.example(
+    case=Case(
+        "one of everything",
+        H=1,
+        Tq=1,
+        D=1,
+        modifiers=("key_log_weight", "head_gate", "sink_logits"),
+        magnitude=0.0,
+    ),
+    dtype=torch.bfloat16,
+)
 def test_any_call_is_right(case, dtype):
     check_attention(attn.attention, case, dtype)
 
