@@ -67,6 +67,17 @@ class Machine:
                 return peak
         return self.fma_gflops()
 
+    def read(self, x: torch.Tensor) -> None:
+        """Read a contiguous tensor once, on all threads."""
+        share = x.numel() * x.element_size() // self.threads
+        offsets = iter(range(self.threads))
+
+        def call() -> float:
+            self._lib.read_all(x.data_ptr() + next(offsets) * share, share)
+            return 0.0
+
+        self._on_threads(call)
+
     def read_gbs(self, megabytes: int = 512) -> float:
         """Read bandwidth of all threads together, GB/s, best of five passes over `megabytes`."""
         data = torch.ones(megabytes * 262144)

@@ -23,13 +23,14 @@ template <class In> struct ForwardItem {
   A *o, *m, *l, *s, *alpha, *key_weight;
   T* weights;
   int32_t* segment;
-  bool thin;  // few rows: features in lanes (thin_panel.h)
-  A* thin_q;  // [kThinRows][columns_q]
-  const int64_t columns_q;
+  bool thin;                                  // few rows: features in lanes (thin_panel.h)
+  typename ThinOperand<In>::Element* thin_q;  // [kThinRowsAtMost][thin_width]
+  A* thin_s;                                  // [keys][kThinRows]
+  const In **thin_k, **thin_v, **thin_next;   // [keys], addresses of rows
+  int32_t k_end;                              // keys of this item end here
 
   ForwardItem(const AttendParams& params, Carve& c)
-      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)),
-        columns_q(round_up_lanes<T>(params.dim)) {
+      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)) {
     const int keys = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
     tile = c.take<KeyTile>(1);
@@ -46,8 +47,13 @@ template <class In> struct ForwardItem {
     alpha = c.take<A>(W);
     key_weight = c.take<A>(keys);
     segment = c.take<int32_t>(keys);
-    thin_q = c.take<A>(kThinRows * columns_q);
+    thin_q = c.take<typename ThinOperand<In>::Element>(kThinRowsAtMost * thin_width<In>(p.dim));
+    thin_s = c.take<A>(round_up_thin(keys) * kThinRows);
+    thin_k = c.take<const In*>(keys);
+    thin_v = c.take<const In*>(keys);
+    thin_next = c.take<const In*>(keys);
     thin = false;
+    k_end = 0;
   }
 
   const In* q_row(const Sequence& seq, int32_t r) const {
@@ -56,10 +62,11 @@ template <class In> struct ForwardItem {
   }
 
   void load_queries(const Sequence& seq) {
-    thin = kThinFits<A> && rows->rows <= kThinRows;
+    thin = kThinFits<A> && rows->rows <= kThinRowsAtMost;
     if (thin) {
-      std::memset(thin_q, 0, kThinRows * columns_q * sizeof(A));
-      for (int32_t r = 0; r < rows->rows; ++r) convert_row(q_row(seq, r), p.dim, thin_q + r * columns_q, columns_q);
+      const int64_t width = thin_width<In>(p.dim);
+      std::memset(static_cast<void*>(thin_q), 0, kThinRowsAtMost * width * sizeof *thin_q);
+      for (int32_t r = 0; r < rows->rows; ++r) thin_query(q_row(seq, r), p.dim, thin_q + r * width);
     }
     for (int32_t first = 0; !thin && first < rows->rows; first += W) {
       const int32_t n = min_i32(W, rows->rows - first);
@@ -104,15 +111,43 @@ template <class In> struct ForwardItem {
                        columns);
   }
 
-  void thin_panel(const PanelKeys& at, const PanelReach& reach, const TokenRows<In>& keys, const TokenRows<In>& vals,
-                  const Modifiers<A>& mod) {
-    const int n = at.b - at.a;
-    vec<A> top[1] = {splat(-kInfinity<A>)};
-    thin_dot(keys, at.a, n, thin_q, columns_q, static_cast<A>(p.scale * kLog2e), s, top);
-    if (at.masked() || mod.softcap > 0 || mod.key_weight)
-      modify_panel<A, 1>(s, at.a, at.b, *rows, 0, *tile, mod, at.masked(), reach, top);
-    softmax_panel<A, 1>(s, n, top, m, l, alpha, s);
-    thin_acc(vals, at.a, n, at.masked(), s, alpha, o, columns);
+  // Addresses of the tile's rows, and of the keys that are read next: those after the tile's last, as far as the item
+  // goes. Schedules that jump have none; then and at the end the tile's own stand in, which costs nothing to fetch.
+  void list_thin_rows(const Sequence& seq) {
+    const In* k_base = key_base<In>(p, p.k, seq, rows->group.head_kv);
+    list_rows(tile->rows(k_base, p.k, p.dim), thin_k);
+    list_rows(tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), thin_v);
+    int32_t i = 0, position = tile->position[tile->n - 1] + 1;
+    const int32_t end = p.schedule == ScheduleKind::range ? min_i32(k_end, position + tile->n) : position;
+    while (position < end) {
+      int32_t count = end - position, token = position;
+      const In* base = k_base;
+      if (p.paging.table) {
+        const int32_t page = static_cast<int32_t>(p.paging.page), which = position / page;
+        base += p.paging.table[seq.batch * p.paging.pages + which] * p.k.batch;
+        token -= which * page;
+        count = min_i32(count, page - token);
+      }
+      for (int32_t j = 0; j < count; ++j) thin_next[i + j] = base + (token + j) * p.k.token;
+      i += count;
+      position += count;
+    }
+    for (; i < tile->n; ++i) thin_next[i] = thin_k[i];
+  }
+
+  // kThinRows rows from `first` on against keys [a, b) of the tile.
+  void thin_panel(int32_t first, int a, int b, bool masked, const PanelReach& reach, const Modifiers<A>& mod) {
+    const int n = b - a;
+    thin_dot<In, A>(thin_k + a, thin_v + a, n, p.dim, thin_q + first * thin_width<In>(p.dim),
+                    static_cast<A>(p.scale * kLog2e), thin_s);
+    if (masked || mod.softcap > 0 || mod.key_weight) {
+      vec<A> top[1];
+      thin_spread(thin_s, n, s);
+      modify_panel<A, 1>(s, a, b, *rows, first, *tile, mod, masked, reach, top);
+      thin_gather(s, n, thin_s);
+    }
+    thin_softmax(thin_s, n, m + first, l + first, alpha);
+    thin_acc<In, A>(thin_v + a, thin_next + a, n, p.dim_v, masked, thin_s, alpha, o + first * columns, columns);
   }
 
   void key_tile(const Sequence& seq) {
@@ -120,17 +155,16 @@ template <class In> struct ForwardItem {
     const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
     bool placed = false;
     Placed<T> kt{};
-    for (int32_t first = 0; first < rows->rows; first += W) {
-      const int32_t last = min_i32(first + W, rows->rows);
+    if (thin) list_thin_rows(seq);
+    const int32_t step = thin ? kThinRows : W;
+    for (int32_t first = 0; first < rows->rows; first += step) {
+      const int32_t last = min_i32(first + step, rows->rows);
       const PanelReach reach = panel_reach(*rows, first, last);
       // Values are paired from the tile's start.
       const PanelKeys keys = panel_keys(*tile, *rows, first, last, reach, mod, kPairRows<T> && !thin);
       if (keys.a >= keys.b || (mod.segment && !segments_meet(*rows, first, last, segment, keys.a, keys.b))) continue;
       if (thin) {
-        if constexpr (kThinFits<A>) {
-          thin_panel(keys, reach, tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim),
-                     tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), mod);
-        }
+        if constexpr (kThinFits<A>) thin_panel(first, keys.a, keys.b, keys.masked(), reach, mod);
         continue;
       }
       if (!placed) {
@@ -160,6 +194,7 @@ template <class In> struct ForwardItem {
 
   void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi) {
     load_queries(seq);
+    k_end = k_hi;
     for_each_key_tile(p, rows->group, k_lo, k_hi, tile_keys(p.dim, p.dim_v), *tile, [&](KeyTile&) { key_tile(seq); });
   }
 

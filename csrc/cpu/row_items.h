@@ -39,7 +39,7 @@ inline bool open_rows(const AttendParams& p, const RowTiling& tiling, const Sequ
 }
 
 // Keys of a split: long enough to amortise an item.
-constexpr int64_t kSplitKeys = 4096;
+constexpr int64_t kSplitKeys = 2048;
 
 // The items of a pass over query rows: (sequence, heads, row tile, split of the keys).
 struct RowItems {

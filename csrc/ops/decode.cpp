@@ -1,4 +1,5 @@
 // Decoding: a few new tokens against caches, contiguous or in pages, each sequence as long as it says.
+#include <algorithm>
 #include <optional>
 
 #include "ops/layout_args.h"
@@ -47,8 +48,8 @@ std::tuple<Tensor, Tensor> decode_forward(const Tensor& q, const Tensor& k_cache
                                           const OptionalTensor& kv_count, const OptionalTensor& kv_index,
                                           const OptionalTensor& full_count, const OptionalTensor& full_index,
                                           const OptionalTensor& partial_slot, const OptionalTensor& partial_bits,
-                                          int64_t block_q, int64_t block_k, int64_t window_left, int64_t window_right,
-                                          int64_t sink_tokens, std::optional<double> scale,
+                                          int64_t block_q, int64_t block_k, int64_t layout_keys, int64_t window_left,
+                                          int64_t window_right, int64_t sink_tokens, std::optional<double> scale,
                                           const OptionalTensor& key_log_weight) {
   const Check check("decode_forward");
   const OptionalTensor& none = AttendOptions::none;
@@ -67,7 +68,13 @@ std::tuple<Tensor, Tensor> decode_forward(const Tensor& q, const Tensor& k_cache
                 "full_count, full_index, partial_slot and partial_bits need kv_count");
   if (kv_count) {
     set_layout(check, {*kv_count, *kv_index, full_count, full_index, partial_slot, partial_bits, block_q, block_k}, p);
+    check.require(layout_keys >= -1 && layout_keys <= p.tk, "layout_keys must be in [0, ", p.tk,
+                  "] or -1 (all that the cache can hold), got ", layout_keys);
+    if (layout_keys >= 0) p.layout.keys = layout_keys;
   }
+  // Work is shared out by what is there, not by what there is room for.
+  const int32_t* lengths = p.key_lengths;
+  p.tk = p.batch > 0 ? *std::max_element(lengths, lengths + p.batch) : 0;
   return run_forward(check, p, q);
 }
 

@@ -136,6 +136,7 @@ void set_layout(const Check& check, const LayoutTensors& t, AttendParams& p) {
   }
   p.schedule = ScheduleKind::layout;
   LayoutView& l = p.layout;
+  l.keys = p.tk;
   l.block_q = t.block_q;
   l.block_k = t.block_k;
   const int64_t rows = (p.tq + t.block_q - 1) / t.block_q, columns = (p.tk + t.block_k - 1) / t.block_k;

@@ -23,7 +23,7 @@
   "Tensor index, Tensor count, SymInt block_size_q=64, SymInt block_size_k=2, SymInt sliding_window=256, " \
   "SymInt sink_tokens=16, bool causal=True, float? scale=None"
 // A mask of the causal form drops a token as query and as key.
-#define ATTN_FLOW                                                                                                  \
+#define ATTN_FLOW                                                                                                \
   "float eps=1e-6, bool eps_outside=False, float? clamp=1.0, str competition='source', bool source_norm=False, " \
   "Tensor? query_mask=None, Tensor? key_mask=None, Tensor? cu_seqlens=None"
 #define ATTN_FLOW_CAUSAL \
@@ -54,14 +54,14 @@ STABLE_TORCH_LIBRARY(attn, m) {
       "decode_forward(Tensor q, Tensor k_cache, Tensor v_cache, Tensor seqlens, Tensor? block_table=None, "
       "Tensor? kv_count=None, Tensor? kv_index=None, Tensor? full_count=None, Tensor? full_index=None, "
       "Tensor? partial_slot=None, Tensor? partial_bits=None, SymInt block_q=0, SymInt block_k=0, "
-      "SymInt window_left=-1, SymInt window_right=-1, SymInt sink_tokens=0, float? scale=None, "
-      "Tensor? key_log_weight=None) -> (Tensor out, Tensor lse)");
+      "SymInt layout_keys=-1, SymInt window_left=-1, SymInt window_right=-1, SymInt sink_tokens=0, "
+      "float? scale=None, Tensor? key_log_weight=None) -> (Tensor out, Tensor lse)");
   m.def(
       "flow_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor sinks, Tensor sources, Tensor sums, "
       "Tensor product, " ATTN_FLOW ") -> " ATTN_QKV_GRADS);
   m.def(
-      "flow_causal_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor sinks, Tensor sources, "
-      ATTN_FLOW_CAUSAL ") -> " ATTN_QKV_GRADS);
+      "flow_causal_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor sinks, Tensor "
+      "sources, " ATTN_FLOW_CAUSAL ") -> " ATTN_QKV_GRADS);
   m.def("flow_causal_forward(Tensor q, Tensor k, Tensor v, " ATTN_FLOW_CAUSAL
         ", bool keep_state=False) -> (Tensor out, Tensor sinks, Tensor sources, Tensor sums, Tensor product, "
         "Tensor log_mean, Tensor tokens)");

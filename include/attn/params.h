@@ -17,6 +17,7 @@ enum class ScheduleKind : int32_t {
 // BlockLayout. Lists are [B|1, H|1, M, N] with one entry per kept block, ascending in their first `count` entries.
 struct LayoutView {
   int64_t block_q, block_k;
+  int64_t keys;          // keys from here on are not seen
   const int32_t* count;  // [B|1, H|1, M]
   int64_t count_batch, count_head;
   const int32_t* index;  // [B|1, H|1, M, N]
@@ -59,7 +60,7 @@ struct AttendParams {
   DType dtype;
   int64_t batch, heads, heads_kv, tq, tk, dim, dim_v;
   View4 q, k, v, out;
-  void* lse;  // [B, H, Tq] contiguous, float32 (float64 for f64)
+  void* lse;            // [B, H, Tq] contiguous, float32 (float64 for f64)
   const int32_t* cu_q;  // null, or [sequences + 1]: packed sequences, batch == 1
   const int32_t* cu_k;
   int64_t sequences;
@@ -67,7 +68,7 @@ struct AttendParams {
   PageTable paging;
   double scale, softcap;  // softcap 0 = off
   TokenRule rule;
-  bool rows_at_end;  // every row stands at the last key (HiP without causal)
+  bool rows_at_end;             // every row stands at the last key (HiP without causal)
   IdView segment_q, segment_k;  // both or neither
   View3 key_log_weight;         // float32 [B, Hkv, Tk]
   const float* sink_logits;     // null or [H]
@@ -82,9 +83,9 @@ struct AttendParams {
 struct AttendBackwardParams {
   AttendParams forward;  // q, k, v, out, lse as the forward saved them
   View4 dout;
-  const void* dlse;  // null or [B, H, Tq] contiguous, type of lse
-  View4 dq;      // in the inputs' type; null: neither it nor dhead_gate is wanted
-  View4 dk, dv;  // both or neither; null: nor is dkey_log_weight wanted
+  const void* dlse;        // null or [B, H, Tq] contiguous, type of lse
+  View4 dq;                // in the inputs' type; null: neither it nor dhead_gate is wanted
+  View4 dk, dv;            // both or neither; null: nor is dkey_log_weight wanted
   float* dkey_log_weight;  // null or [B, Hkv, Tk] contiguous
   float* dsink_logits;     // null or [H]
   float* dhead_gate;       // null or [B, H, Tq] contiguous

@@ -137,6 +137,7 @@ template <class F>
 ATTN_HD void visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
   const LayoutView& l = p.layout;
   const int32_t block = static_cast<int32_t>(l.block_k);
+  const int32_t keys = min_i32(g.keys, static_cast<int32_t>(l.keys));
   const int64_t row = g.block_row;
   const int32_t n = l.count[g.batch * l.count_batch + g.head * l.count_head + row];
   const int64_t at = g.batch * l.index_batch + g.head * l.index_head + row * l.index_row;
@@ -156,7 +157,7 @@ ATTN_HD void visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo
     const int32_t origin = (partial ? index[i] : full[j]) * block;
     if (origin >= top) break;
     const int32_t cut = partial && slot ? slot[i] : -1;
-    emit_block(r, origin, min_i32(origin + block, g.keys), k_lo, k_hi, Span{0, 0, cut, origin, false}, f);
+    emit_block(r, origin, min_i32(origin + block, keys), k_lo, k_hi, Span{0, 0, cut, origin, false}, f);
     if (partial) ++i;
     else ++j;
   }

@@ -198,6 +198,7 @@ class ScheduleCase {
     LayoutView l{};
     l.block_q = o.block_q;
     l.block_k = o.block_k;
+    l.keys = o.tk;
     l.count = count_.data();
     l.count_batch = o.shared_batch ? 0 : layout_heads() * rows_;
     l.count_head = o.shared_heads ? 0 : rows_;

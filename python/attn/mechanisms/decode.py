@@ -171,10 +171,9 @@ def _check_values(seqlens: Tensor, block_table: Tensor | None, capacity: int, k_
 
 def _layout(layout: Any, q: Tensor, capacity: int) -> tuple[Any, ...]:
     if layout is None:
-        return (None,) * 6 + (0, 0)
+        return (None,) * 6 + (0, 0, -1)
     if not isinstance(layout, BlockLayout):
         raise TypeError(f"layout must be an attn.BlockLayout, got {type(layout).__name__}")
-    # The op reads lists and tiles only, so a layout for fewer keys than the cache can hold will do.
     if layout.q_len != q.shape[2] or layout.kv_len > capacity:
         raise ValueError(
             f"layout must be for Tq = {q.shape[2]} queries and at most {capacity} keys, "
@@ -188,4 +187,5 @@ def _layout(layout: Any, q: Tensor, capacity: int) -> tuple[Any, ...]:
     check.same_place("layout", layout.kv_count, q)
     lists = (layout.kv_count, layout.kv_index, layout.full_count, layout.full_index)
     tiles = (layout.partial_slot, layout.partial_bits)
-    return (*(x if x is None else x.contiguous() for x in lists + tiles), layout.block_q, layout.block_k)
+    contiguous = (x if x is None else x.contiguous() for x in lists + tiles)
+    return (*contiguous, layout.block_q, layout.block_k, layout.kv_len)

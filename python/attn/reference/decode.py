@@ -48,6 +48,7 @@ def decode_attention(
         visible = visible[None, None]
         if layout is not None:
             kept = layout_mask(layout)
+            kept = torch.nn.functional.pad(kept, (0, max(0, n - layout.kv_len)))  # keys it does not know
             visible = visible & kept[min(b, kept.shape[0] - 1)][None, :, :, :n]
         weight = None
         if key_log_weight is not None:
