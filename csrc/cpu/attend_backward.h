@@ -189,8 +189,7 @@ template <class In> struct BackwardItem {
     }
     if (kPairRows<T>) a &= ~1;  // rows are paired from the tile's start
     // Padding lanes must not touch the next keys' sums, so a short panel is masked too.
-    const bool masked =
-        count < NV * L || needs_mask(*tile, first, first + count, panel_reach(*rows, a, b), mod);
+    const bool masked = count < NV * L || needs_mask(*tile, first, first + count, panel_reach(*rows, a, b), mod);
     pack_keys(seq, first, count, NV * L);
     const int n = b - a;
     vec<A> unused[NV] = {};

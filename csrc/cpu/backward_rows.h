@@ -5,8 +5,8 @@
 #pragma once
 
 #include "attn/parallel.h"
-#include "cpu/row_items.h"
 #include "cpu/exp.h"
+#include "cpu/row_items.h"
 #include "cpu/tile_operand.h"
 
 ATTN_NAMESPACE_BEGIN
@@ -78,7 +78,10 @@ template <class In> struct BackwardRows {
       const A lse = static_cast<const A*>(p.lse)[at];
       lse2[r] = lse == -__builtin_inff() ? static_cast<A>(__builtin_inff()) : lse * static_cast<A>(kLog2e);
       row_delta[r] = delta[at];
-      gate[r] = p.head_gate.data ? static_cast<const float*>(p.head_gate.data)[seq.batch * p.head_gate.batch + head * p.head_gate.head + token * p.head_gate.token] : 1;
+      gate[r] = p.head_gate.data
+                    ? static_cast<const float*>(p.head_gate.data)[seq.batch * p.head_gate.batch +
+                                                                  head * p.head_gate.head + token * p.head_gate.token]
+                    : 1;
     }
     for (int32_t r = rows.rows; r < rows.rows + 2 * kPanel<Operand<In>>; ++r) {
       lse2[r] = static_cast<A>(__builtin_inff());

@@ -19,7 +19,8 @@ namespace {
 
 const Kernels& table(Isa isa) {
   switch (isa) {
-#define ATTN_ISA_ROW(name) case Isa::name: return name::kernel_table;
+#define ATTN_ISA_ROW(name) \
+  case Isa::name: return name::kernel_table;
 #include "attn_isas.inc"
 #undef ATTN_ISA_ROW
     default: throw std::logic_error("attn: no kernels for the chosen instruction set");

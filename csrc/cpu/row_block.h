@@ -11,10 +11,10 @@ ATTN_NAMESPACE_BEGIN
 constexpr int kMaxRows = 128;
 
 struct RowBlock {
-  RowGroup group;      // group.head is the first head
-  int32_t heads;       // heads flattened into the item
-  int32_t tile_rows;   // rows a head
-  int32_t rows;        // heads * tile_rows
+  RowGroup group;                                                    // group.head is the first head
+  int32_t heads;                                                     // heads flattened into the item
+  int32_t tile_rows;                                                 // rows a head
+  int32_t rows;                                                      // heads * tile_rows
   int32_t lo[kMaxRows + 64], hi[kMaxRows + 64], cap[kMaxRows + 64];  // RowWindow by lane; 64 lanes of slack to pad
   int32_t segment[kMaxRows + 64];
   int32_t block_row[kMaxRows + 64];  // row inside the layout's block

@@ -29,7 +29,8 @@ void* thread_scratch(int64_t bytes) {
     scratch.size = rounded;
   }
 #ifdef ATTN_POISON_SCRATCH
-  std::memset(scratch.data, 0xff, static_cast<size_t>(scratch.size));  // NaN in every float type: what is read was written
+  std::memset(scratch.data, 0xff,
+              static_cast<size_t>(scratch.size));  // NaN in every float type: what is read was written
 #endif
   return scratch.data;
 }

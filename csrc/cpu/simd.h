@@ -49,11 +49,26 @@ typedef uint32_t u32v __attribute__((vector_size(ATTN_VBYTES)));
 typedef int64_t i64v __attribute__((vector_size(ATTN_VBYTES)));
 
 template <class T> struct VecOf;
-template <> struct VecOf<float> { using type = f32v; using mask = i32v; };
-template <> struct VecOf<double> { using type = f64v; using mask = i64v; };
-template <> struct VecOf<int32_t> { using type = i32v; using mask = i32v; };
-template <> struct VecOf<int64_t> { using type = i64v; using mask = i64v; };
-template <> struct VecOf<bf16x2> { using type = u32v; using mask = i32v; };
+template <> struct VecOf<float> {
+  using type = f32v;
+  using mask = i32v;
+};
+template <> struct VecOf<double> {
+  using type = f64v;
+  using mask = i64v;
+};
+template <> struct VecOf<int32_t> {
+  using type = i32v;
+  using mask = i32v;
+};
+template <> struct VecOf<int64_t> {
+  using type = i64v;
+  using mask = i64v;
+};
+template <> struct VecOf<bf16x2> {
+  using type = u32v;
+  using mask = i32v;
+};
 template <class T> using vec = typename VecOf<T>::type;
 template <class T> using vmask = typename VecOf<T>::mask;
 
@@ -91,8 +106,12 @@ inline float to_float(f16 x) {
 }
 
 template <class T> struct From;  // round a float to nearest even
-template <> struct From<float> { static ATTN_INLINE float of(float x) { return x; } };
-template <> struct From<double> { static ATTN_INLINE double of(double x) { return x; } };
+template <> struct From<float> {
+  static ATTN_INLINE float of(float x) { return x; }
+};
+template <> struct From<double> {
+  static ATTN_INLINE double of(double x) { return x; }
+};
 template <> struct From<bf16> {
   static ATTN_INLINE bf16 of(float x) {
     const uint32_t u = bit_cast<uint32_t>(x);
@@ -196,9 +215,9 @@ ATTN_INLINE f32v dot_pairs(f32v acc, u32v a, u32v b) {
 ATTN_INLINE u32v make_pairs(f32v lo, f32v hi) {
 #if ATTN_VBYTES == 64 && defined(__AVX512BF16__)
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)hi, (__m512)lo);  // lo in words 0-15, hi in 16-31
-  const __m512i order = _mm512_set_epi32(0x001f000f, 0x001e000e, 0x001d000d, 0x001c000c, 0x001b000b, 0x001a000a,
-                                         0x00190009, 0x00180008, 0x00170007, 0x00160006, 0x00150005, 0x00140004,
-                                         0x00130003, 0x00120002, 0x00110001, 0x00100000);
+  const __m512i order =
+      _mm512_set_epi32(0x001f000f, 0x001e000e, 0x001d000d, 0x001c000c, 0x001b000b, 0x001a000a, 0x00190009, 0x00180008,
+                       0x00170007, 0x00160006, 0x00150005, 0x00140004, 0x00130003, 0x00120002, 0x00110001, 0x00100000);
   return (u32v)_mm512_permutexvar_epi16(order, both);
 #else
   return (round_bf16(lo) >> 16) | round_bf16(hi);

@@ -16,9 +16,7 @@ struct TokenRule {
 };
 
 // What one row sees: keys in [lo, hi], and exempt keys (sinks, listed keys of a HiP selection) up to `cap`.
-struct RowWindow {
-  int32_t lo, hi, cap;
-};
+struct RowWindow { int32_t lo, hi, cap; };
 
 // No position reaches this value; it stands for "no bound".
 constexpr int32_t kUnbounded = INT32_MAX;

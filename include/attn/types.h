@@ -15,8 +15,12 @@
 #ifndef ATTN_ISA
 #define ATTN_ISA base
 #endif
-#define ATTN_NAMESPACE_BEGIN namespace attn { inline namespace ATTN_ISA {
-#define ATTN_NAMESPACE_END } }
+#define ATTN_NAMESPACE_BEGIN \
+  namespace attn {           \
+  inline namespace ATTN_ISA {
+#define ATTN_NAMESPACE_END \
+  }                        \
+  }
 
 namespace attn {
 
