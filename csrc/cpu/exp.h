@@ -4,12 +4,10 @@
 #include <cmath>
 #include <type_traits>
 
+#include "attn/softmax.h"
 #include "cpu/simd.h"
 
 ATTN_NAMESPACE_BEGIN
-
-constexpr double kLog2e = 1.4426950408889634074;
-constexpr double kLn2 = 0.69314718055994530942;
 
 // 2^x for x <= 127. x of -127 and below (in particular -inf) gives exactly 0, NaN gives NaN, 2^0 is exactly 1.
 // x = n + f; 2^f by a degree-5 polynomial (minimax in relative error, constant term fixed at 1).

@@ -86,6 +86,7 @@ inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t 
         tile.clear();
       }
     }
+    return true;
   });
   if (tile.n > 0) fn(tile);
 }

@@ -2,9 +2,6 @@
 // in the forward, twice in the backward.
 #pragma once
 
-#include <cmath>
-#include <limits>
-
 #include "attn/merge.h"
 #include "attn/parallel.h"
 #include "cpu/simd.h"
@@ -82,35 +79,17 @@ template <class T> ATTN_INLINE Sum<T> dot(const T* a, const T* b, int64_t n) {
   return sum;
 }
 
-// log sum_n exp(l_n); a NaN among the l_n comes through.
-template <class S> ATTN_INLINE S log_sum_exp(const PartsView& lses, int64_t parts, const Row& row) {
-  S top = -std::numeric_limits<S>::infinity();
-  for (int64_t n = 0; n < parts; ++n) {
-    const S l = *row_of<S>(lses, n, row);
-    if (l > top || l != l) top = l;
-  }
-  if (top == -std::numeric_limits<S>::infinity()) return top;
-  S sum = 0;
-  for (int64_t n = 0; n < parts; ++n) sum += std::exp(*row_of<S>(lses, n, row) - top);
-  return top + std::log(sum);
-}
-
-// Weight of a part. -inf stands for "no key" on either side; exp(-inf - -inf) must not become NaN.
-template <class S> ATTN_INLINE S weight_of(S part_lse, S lse) {
-  return part_lse == -std::numeric_limits<S>::infinity() ? S{0} : std::exp(part_lse - lse);
-}
-
 template <class T> inline void forward(const MergeStatesParams& p) {
   using S = Sum<T>;
   for_rows(p.batch, p.heads, p.tokens, p.parts * p.dim, [&p](int64_t index, const Row& row) {
-    const S lse = log_sum_exp<S>(p.lses, p.parts, row);
+    const S lse = merged_lse<S>(p.parts, [&](int64_t n) { return *row_of<S>(p.lses, n, row); });
     static_cast<S*>(p.lse)[index] = lse;
     T* out = static_cast<T*>(p.out) + index * p.dim;
     for (int64_t begin = 0; begin < p.dim; begin += kChunk) {
       const int64_t n = p.dim - begin < kChunk ? p.dim - begin : kChunk;
       alignas(64) S acc[kChunk] = {};
       for (int64_t part = 0; part < p.parts; ++part) {
-        const S weight = weight_of(*row_of<S>(p.lses, part, row), lse);
+        const S weight = part_weight(*row_of<S>(p.lses, part, row), lse);
         if (weight != 0) add_scaled<T>(acc, weight, row_of<const T>(p.outs, part, row) + begin, n);
       }
       store_row<T>(out + begin, acc, n);
@@ -134,14 +113,14 @@ template <class T> inline void backward(const MergeStatesBackwardParams& p) {
     S* dlses = static_cast<S*>(p.dlses) + index;
     S mean = 0;
     for (int64_t part = 0; part < p.parts; ++part) {
-      const S weight = weight_of(*row_of<S>(p.lses, part, row), lse);
+      const S weight = part_weight(*row_of<S>(p.lses, part, row), lse);
       const S projection = weight != 0 ? dot<T>(dout, row_of<const T>(p.outs, part, row), p.dim) : S{0};
       store_scaled<T>(static_cast<T*>(p.douts) + (part * rows + index) * p.dim, weight, dout, p.dim);
       dlses[part * rows] = projection;
       mean += weight * projection;
     }
     for (int64_t part = 0; part < p.parts; ++part) {
-      const S weight = weight_of(*row_of<S>(p.lses, part, row), lse);
+      const S weight = part_weight(*row_of<S>(p.lses, part, row), lse);
       dlses[part * rows] = weight != 0 ? weight * (dlse + dlses[part * rows] - mean) : S{0};
     }
   });

@@ -6,17 +6,6 @@
 
 ATTN_NAMESPACE_BEGIN
 
-// Query heads of a GQA group whose rows see the same keys.
-inline int64_t heads_sharing_schedule(const AttendParams& p) {
-  const int64_t group = p.heads_kv ? p.heads / p.heads_kv : 1;
-  if (p.schedule == ScheduleKind::layout) {
-    const LayoutView& l = p.layout;
-    return l.count_head == 0 && l.index_head == 0 && l.full_count_head == 0 && l.full_index_head == 0 ? group : 1;
-  }
-  if (p.schedule == ScheduleKind::gathered) return p.selection.heads == p.heads ? 1 : group;
-  return group;
-}
-
 // Row tile `t` of heads [head, head + heads) of a sequence; false if it is empty.
 inline bool open_rows(const AttendParams& p, const RowTiling& tiling, const Sequence& seq, int64_t head, int64_t heads,
                       int64_t t, RowBlock& b) {
@@ -50,7 +39,8 @@ struct RowItems {
   ItemIndex index;
 
   RowItems(const AttendParams& params, bool may_split)
-      : p(params), tile(tile_of(params)), heads(heads_of(params, tile)), splits(may_split ? splits_of(params) : 1),
+      : p(params), tile(tile_of(params)), heads(heads_of_item(params, tile, kMaxRows)),
+        splits(may_split ? splits_of(params) : 1),
         index(params, [this](const Sequence& s) { return tiles_of(s) * (p.heads / heads) * splits; }) {}
 
   int64_t count() const { return index.count; }
@@ -59,17 +49,6 @@ struct RowItems {
   static int32_t tile_of(const AttendParams& p) {
     // Half-size tiles below 1024 queries: enough items for many cores, still two reuses of every packed key tile.
     return p.tq >= 1024 ? kMaxRows : kMaxRows / 2;
-  }
-
-  static int64_t heads_of(const AttendParams& p, int32_t tile) {
-    const int64_t block_tile = row_tiling(p, 0, 0, tile).tile;
-    const int64_t tile_rows = p.tq < block_tile ? (p.tq > 0 ? p.tq : 1) : block_tile;
-    const int64_t share = heads_sharing_schedule(p);
-    int64_t heads = 1;
-    for (int64_t h = 2; h <= share; ++h) {
-      if (share % h == 0 && h * tile_rows <= kMaxRows) heads = h;
-    }
-    return heads;
   }
 
   // Few rows (decoding) leave nothing else to share out. The cut depends on shapes only.

@@ -1,7 +1,8 @@
-// Online softmax state of a panel and its two steps: absorb a strip of scores, finish a row. Logits are in base-2
-// units (already times log2 e). State: m = running maximum, l = sum of 2^(s - m).
+// Online softmax state of a panel and the step that absorbs a strip of scores (attn/softmax.h finishes a row). Logits
+// are in base-2 units (already times log2 e). State: m = running maximum, l = sum of 2^(s - m).
 #pragma once
 
+#include "attn/softmax.h"
 #include "cpu/exp.h"
 #include "cpu/micro.h"
 
@@ -48,21 +49,6 @@ inline void softmax_panel(Acc<T>* s, int n, const vec<Acc<T>>* top, Acc<T>* m, A
     }
   }
   for (int v = 0; v < NV; ++v) store(l + v * L, load(l + v * L) * load(alpha + v * L) + sum[v]);
-}
-
-// Ends a row: the factor its accumulated values are multiplied by, and its lse in natural-log units. `sink` is a
-// further logit without a value (-inf: none).
-template <class A> inline void finish_row(A m, A l, A sink, A& factor, A& lse) {
-  const A infinity = static_cast<A>(__builtin_inff());
-  factor = 1;
-  if (sink > -infinity) {
-    const A top = sink > m ? sink : m;
-    factor = m == -infinity ? 0 : std::exp2(m - top);
-    l = l * factor + std::exp2(sink - top);
-    m = top;
-  }
-  lse = l == 0 ? -infinity : m * static_cast<A>(kLn2) + std::log(l);
-  factor = l == 0 ? 0 : factor / l;
 }
 
 ATTN_NAMESPACE_END

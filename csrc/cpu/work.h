@@ -2,7 +2,7 @@
 // on the number of threads, so results don't either.
 #pragma once
 
-#include "attn/schedule.h"
+#include "attn/rows.h"
 
 namespace attn {
 
@@ -23,22 +23,6 @@ struct Carve {
     return p;
   }
 };
-
-// One sequence: a batch entry, or a stretch of a packed batch.
-struct Sequence {
-  int64_t batch, q_token, k_token;  // where it starts
-  int32_t queries, keys;
-};
-
-ATTN_HD Sequence sequence(const AttendParams& p, int64_t s) {
-  if (!p.cu_q) {
-    const int64_t keys = p.key_lengths ? p.key_lengths[s] : p.tk;
-    return {s, 0, 0, static_cast<int32_t>(p.tq), static_cast<int32_t>(keys)};
-  }
-  return {0, p.cu_q[s], p.cu_k[s], p.cu_q[s + 1] - p.cu_q[s], p.cu_k[s + 1] - p.cu_k[s]};
-}
-
-ATTN_HD int64_t sequence_count(const AttendParams& p) { return p.cu_q ? p.sequences : p.batch; }
 
 // Maps item numbers to (sequence, part): parts of a sequence are numbered by `parts(sequence)`.
 struct ItemIndex {

@@ -3,6 +3,8 @@
 // A part with l_n = -inf has no key: its out_n is never read. A row without any key is out = 0, lse = -inf.
 #pragma once
 
+#include <cmath>
+
 #include "attn/types.h"
 
 namespace attn {
@@ -41,3 +43,26 @@ void merge_states_backward(const MergeStatesBackwardParams& params);
 
 }  // namespace cpu
 }  // namespace attn
+
+ATTN_NAMESPACE_BEGIN
+
+// lse of the merge; part_lse(n) is l_n. A NaN among them comes through.
+template <class S, class Lse> ATTN_HD S merged_lse(int64_t parts, Lse&& part_lse) {
+  const S infinity = static_cast<S>(__builtin_inff());
+  S top = -infinity;
+  for (int64_t n = 0; n < parts; ++n) {
+    const S l = part_lse(n);
+    if (l > top || l != l) top = l;
+  }
+  if (top == -infinity) return top;
+  S sum = 0;
+  for (int64_t n = 0; n < parts; ++n) sum += std::exp(part_lse(n) - top);
+  return top + std::log(sum);
+}
+
+// Weight of a part. -inf stands for "no key" on either side; exp(-inf - -inf) must not become NaN.
+template <class S> ATTN_HD S part_weight(S part_lse, S lse) {
+  return part_lse == -static_cast<S>(__builtin_inff()) ? S{0} : std::exp(part_lse - lse);
+}
+
+ATTN_NAMESPACE_END

@@ -111,30 +111,30 @@ ATTN_HD Reach key_reach(const AttendParams& p, const RowGroup& g) {
 }
 
 template <class F>
-ATTN_HD void emit_clipped(int32_t begin, int32_t end, int32_t k_lo, int32_t k_hi, Span span, F&& f) {
+ATTN_HD bool emit_clipped(int32_t begin, int32_t end, int32_t k_lo, int32_t k_hi, Span span, F&& f) {
   span.begin = max_i32(begin, k_lo);
   span.end = min_i32(end, k_hi);
-  if (span.begin < span.end) f(span);
+  return span.begin >= span.end || f(span);
 }
 
 template <class F>
-ATTN_HD void visit_range(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
+ATTN_HD bool visit_range(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
   const Reach r = key_reach(p, g);
   const Span plain{0, 0, -1, 0, false};
-  emit_clipped(0, min_i32(r.sink_end, r.begin), k_lo, k_hi, plain, f);
-  emit_clipped(r.begin, max_i32(r.end, r.sink_end), k_lo, k_hi, plain, f);
+  return emit_clipped(0, min_i32(r.sink_end, r.begin), k_lo, k_hi, plain, f) &&
+         emit_clipped(r.begin, max_i32(r.end, r.sink_end), k_lo, k_hi, plain, f);
 }
 
 // One block of keys cut to what position leaves of it.
 template <class F>
-ATTN_HD void emit_block(const Reach& r, int32_t begin, int32_t end, int32_t k_lo, int32_t k_hi, Span span, F&& f) {
+ATTN_HD bool emit_block(const Reach& r, int32_t begin, int32_t end, int32_t k_lo, int32_t k_hi, Span span, F&& f) {
   end = min_i32(end, max_i32(r.end, r.sink_end));
   if (begin >= r.sink_end) begin = max_i32(begin, r.begin);
-  emit_clipped(begin, end, k_lo, k_hi, span, f);
+  return emit_clipped(begin, end, k_lo, k_hi, span, f);
 }
 
 template <class F>
-ATTN_HD void visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
+ATTN_HD bool visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
   const LayoutView& l = p.layout;
   const int32_t block = static_cast<int32_t>(l.block_k);
   const int32_t keys = min_i32(g.keys, static_cast<int32_t>(l.keys));
@@ -157,10 +157,12 @@ ATTN_HD void visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo
     const int32_t origin = (partial ? index[i] : full[j]) * block;
     if (origin >= top) break;
     const int32_t cut = partial && slot ? slot[i] : -1;
-    emit_block(r, origin, min_i32(origin + block, keys), k_lo, k_hi, Span{0, 0, cut, origin, false}, f);
+    if (!emit_block(r, origin, min_i32(origin + block, keys), k_lo, k_hi, Span{0, 0, cut, origin, false}, f))
+      return false;
     if (partial) ++i;
     else ++j;
   }
+  return true;
 }
 
 ATTN_HD bool strided_keeps(const StridedRule& s, int64_t head_kv, int64_t row, int64_t column) {
@@ -183,7 +185,7 @@ ATTN_HD int64_t strided_next(const StridedRule& s, int64_t head_kv, int64_t row,
 }
 
 template <class F>
-ATTN_HD void visit_strided(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
+ATTN_HD bool visit_strided(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
   const StridedRule& s = p.strided;
   const Reach r = key_reach(p, g);
   // Rows are blocked by absolute position, so the first row's position names the block.
@@ -196,15 +198,17 @@ ATTN_HD void visit_strided(const AttendParams& p, const RowGroup& g, int32_t k_l
       continue;
     }
     const int32_t origin = static_cast<int32_t>(column * block);
-    emit_block(r, origin, min_i32(origin + block, g.keys), k_lo, k_hi, Span{0, 0, -1, origin, false}, f);
+    if (!emit_block(r, origin, min_i32(origin + block, g.keys), k_lo, k_hi, Span{0, 0, -1, origin, false}, f))
+      return false;
     ++column;
   }
+  return true;
 }
 
 // Sinks, listed blocks and the window as one ascending sequence in which every key appears once. Listed blocks may
 // repeat or overlap each other, the sinks and the window; keys past the sequence are dropped.
 template <class F>
-ATTN_HD void visit_gathered(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
+ATTN_HD bool visit_gathered(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
   const SelectionView& s = p.selection;
   const Reach r = key_reach(p, g);
   const int64_t mask_head = s.heads == p.heads ? g.head : s.heads == 1 ? 0 : g.head_kv;
@@ -217,31 +221,34 @@ ATTN_HD void visit_gathered(const AttendParams& p, const RowGroup& g, int32_t k_
   auto emit_listed = [&](int32_t begin, int32_t end) {
     begin = max_i32(begin, next);
     end = min_i32(end, cap_end);
-    if (begin >= end) return;
-    emit_clipped(max_i32(next, r.begin), min_i32(begin, r.end), k_lo, k_hi, plain, f);
-    emit_clipped(begin, end, k_lo, k_hi, listed, f);
+    if (begin >= end) return true;
+    const int32_t gap = max_i32(next, r.begin);
     next = end;
+    return emit_clipped(gap, min_i32(begin, r.end), k_lo, k_hi, plain, f) &&
+           emit_clipped(begin, end, k_lo, k_hi, listed, f);
   };
-  emit_listed(0, r.sink_end);
+  if (!emit_listed(0, r.sink_end)) return false;
   // Blocks that end at or below k_lo can't matter.
   for (int32_t i = k_lo > 0 ? lower_bound_i32(index, n, k_lo - block + 1) : 0; i < n; ++i) {
     const int32_t begin = index[i];
     if (begin < 0) continue;
     if (begin >= cap_end || begin >= k_hi) break;
-    emit_listed(begin, begin > kUnbounded - block ? kUnbounded : begin + block);
+    if (!emit_listed(begin, begin > kUnbounded - block ? kUnbounded : begin + block)) return false;
   }
-  emit_clipped(max_i32(next, r.begin), r.end, k_lo, k_hi, plain, f);
+  return emit_clipped(max_i32(next, r.begin), r.end, k_lo, k_hi, plain, f);
 }
 
-// Reports the spans of [k_lo, k_hi) that group g looks at, ascending.
+// Reports the spans of [k_lo, k_hi) that group g looks at, ascending, until f(span) returns false; returns whether all
+// were reported. Going on from the end of the last one costs no more than a binary search.
 template <class F>
-ATTN_HD void visit_keys(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
+ATTN_HD bool visit_keys(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
   switch (p.schedule) {
     case ScheduleKind::range: return visit_range(p, g, k_lo, k_hi, f);
     case ScheduleKind::layout: return visit_layout(p, g, k_lo, k_hi, f);
     case ScheduleKind::strided: return visit_strided(p, g, k_lo, k_hi, f);
     case ScheduleKind::gathered: return visit_gathered(p, g, k_lo, k_hi, f);
   }
+  return true;
 }
 
 ATTN_NAMESPACE_END

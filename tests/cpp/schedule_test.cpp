@@ -20,7 +20,10 @@ void fill_group(const AttendParams& p, const TestSequence& s, int64_t head, RowG
 
 std::vector<Span> spans_of(const AttendParams& p, const RowGroup& g, int32_t lo, int32_t hi) {
   std::vector<Span> spans;
-  visit_keys(p, g, lo, hi, [&](const Span& s) { spans.push_back(s); });
+  visit_keys(p, g, lo, hi, [&](const Span& s) {
+    spans.push_back(s);
+    return true;
+  });
   return spans;
 }
 

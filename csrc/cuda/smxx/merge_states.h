@@ -3,8 +3,6 @@
 // each part once, the backward twice.
 #pragma once
 
-#include <cmath>
-
 #include "attn/merge.h"
 #include "cuda/seam.h"
 
@@ -29,24 +27,6 @@ struct MergeRow {
   }
 };
 
-// log sum_n exp(l_n); a NaN among the l_n comes through.
-ATTN_DEVICE float merge_lse(const PartsView& lses, int64_t parts, const MergeRow& row) {
-  float top = -INFINITY;
-  for (int64_t n = 0; n < parts; ++n) {
-    const float l = *row.of<const float>(lses, n);
-    if (l > top || l != l) top = l;
-  }
-  if (top == -INFINITY) return top;
-  float sum = 0;
-  for (int64_t n = 0; n < parts; ++n) sum += std::exp(*row.of<const float>(lses, n) - top);
-  return top + std::log(sum);
-}
-
-// Weight of a part. -inf stands for "no key" on either side; exp(-inf - -inf) must not become NaN.
-ATTN_DEVICE float merge_weight(float part_lse, float lse) {
-  return part_lse == -INFINITY ? 0.f : std::exp(part_lse - lse);
-}
-
 template <class T> struct MergeStates {
   static constexpr int kThreads = kMergeThreads;
   using Params = MergeStatesParams;
@@ -56,13 +36,13 @@ template <class T> struct MergeStates {
     constexpr int kFeatures = 4;  // of a lane at once: loads in flight
     const MergeRow row = MergeRow::mine(p.heads, p.tokens);
     if (row.index >= p.batch * p.heads * p.tokens) return;
-    const float lse = merge_lse(p.lses, p.parts, row);
+    const float lse = merged_lse<float>(p.parts, [&](int64_t n) { return *row.of<const float>(p.lses, n); });
     if (seam::lane() == 0) static_cast<float*>(p.lse)[row.index] = lse;
     T* out = static_cast<T*>(p.out) + row.index * p.dim;
     for (int64_t first = seam::lane(); first < p.dim; first += 32 * kFeatures) {
       float sum[kFeatures] = {};
       for (int64_t n = 0; n < p.parts; ++n) {
-        const float weight = merge_weight(*row.of<const float>(p.lses, n), lse);
+        const float weight = part_weight(*row.of<const float>(p.lses, n), lse);
         if (weight == 0) continue;  // an empty part is never read
         const T* x = row.of<const T>(p.outs, n);
         for (int i = 0; i < kFeatures; ++i) {
@@ -99,7 +79,7 @@ template <class T> struct MergeStatesBackward {
     float* dlses = static_cast<float*>(p.dlses) + row.index;
     float mean = 0;
     for (int64_t n = 0; n < p.parts; ++n) {
-      const float weight = merge_weight(*row.of<const float>(p.lses, n), lse);
+      const float weight = part_weight(*row.of<const float>(p.lses, n), lse);
       const T* x = row.of<const T>(p.outs, n);
       T* dx = static_cast<T*>(p.douts) + (n * rows + row.index) * p.dim;
       float projection = 0;
@@ -114,7 +94,7 @@ template <class T> struct MergeStatesBackward {
     }
     // Lane 0 reads back what it wrote itself.
     for (int64_t n = 0; seam::lane() == 0 && n < p.parts; ++n) {
-      const float weight = merge_weight(*row.of<const float>(p.lses, n), lse);
+      const float weight = part_weight(*row.of<const float>(p.lses, n), lse);
       dlses[n * rows] = weight == 0 ? 0 : weight * (dlse + dlses[n * rows] - mean);
     }
   }
