@@ -7,7 +7,8 @@
 
 namespace attn::cuda {
 
-template <class K> __global__ void __launch_bounds__(K::kThreads) kernel(const __grid_constant__ typename K::Params p) {
+template <class K> __global__ void __launch_bounds__(K::kThreads, 1)
+    kernel(const __grid_constant__ typename K::Params p) {
   extern __shared__ __align__(128) char shared[];
   K::run(p, *reinterpret_cast<typename K::Shared*>(shared));
 }

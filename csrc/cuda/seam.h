@@ -24,6 +24,15 @@ struct F16 { uint16_t bits; };
 
 }  // namespace attn::seam
 
+// Before a loop: arrays indexed by its counter stay in registers; or: its code is kept once.
+#if defined(__CUDACC__)
+#define ATTN_UNROLL _Pragma("unroll")
+#define ATTN_ROLLED _Pragma("unroll 1")
+#else
+#define ATTN_UNROLL
+#define ATTN_ROLLED
+#endif
+
 #if defined(__CUDACC__)
 #include "cuda/seam_device.h"
 #else

@@ -57,7 +57,7 @@ template <class T> T shuffle(T x, int source, const Where& where = Where::curren
   return mine.out;
 }
 template <class T> T shuffle_xor(T x, int mask, const Where& where = Where::current()) {
-  return shuffle(x, lane() ^ mask, where);
+  return seam::shuffle(x, lane() ^ mask, where);
 }
 
 struct Vote {

@@ -1,0 +1,293 @@
+// The CUDA attention forward on the host, against the textbook in double (the CPU test's oracle).
+#include "cuda/sm80/attend_forward.h"
+
+#include <gtest/gtest.h>
+
+#include "../cpp/attend_case.h"
+
+namespace attn {
+namespace {
+
+template <class E> struct DeviceElement;
+template <> struct DeviceElement<BF16> { using type = seam::Bf16; };
+template <> struct DeviceElement<F16> { using type = seam::F16; };
+
+// As in the CPU's test: share of 1/2 + |value| (the weights are rounded to E before they multiply v).
+template <class E> constexpr double kTolerance = E::dtype == DType::bf16 ? 0.008 : 0.001;
+constexpr double kLseTolerance = 4e-6;
+
+template <class E, int kDim> void run_dim(const AttendParams& p, simt::Order order) {
+  using Kernel = cuda::AttendForward<typename DeviceElement<E>::type, kDim>;
+  simt::launch<Kernel>({cuda::AttendGrid::places(p), cuda::AttendGrid::head_groups(p)}, p, order);
+}
+
+template <class E> void run(const AttendParams& p, simt::Order order = simt::Order::forward) {
+  const int64_t dim = std::max(p.dim, p.dim_v);
+  ASSERT_LE(dim, 256);
+  if (dim <= 64) run_dim<E, 64>(p, order);
+  else if (dim <= 128) run_dim<E, 128>(p, order);
+  else run_dim<E, 256>(p, order);
+}
+
+template <class E> void compare(AttendCase<E>& c) {
+  const AttendParams p = c.params();
+  const double logits = std::max(1., c.scale * std::sqrt(c.o.dim));
+  Expected out, lse;
+  c.expect_forward(out, lse);
+  for (int64_t b = 0; b < p.batch; ++b) {
+    for (int64_t h = 0; h < p.heads; ++h) {
+      for (int64_t t = 0; t < p.tq; ++t) {
+        const size_t row = lse.row(b, h, t);
+        const auto where = [&] { return testing::Message() << "batch " << b << " head " << h << " row " << t; };
+        if (lse.known[row]) {
+          const double want = *lse.at(b, h, t), got = c.lse[row];
+          if (std::isinf(want)) ASSERT_EQ(got, want) << "lse of " << where();
+          else ASSERT_NEAR(got, want, logits * kLseTolerance * (1 + std::abs(want))) << "lse of " << where();
+        }
+        for (int64_t d = 0; out.known[row] && d < p.dim_v; ++d) {
+          const double want = out.at(b, h, t)[d], bound = 0.5 * std::abs(c.gate_of(b, h, t)) + std::abs(want);
+          ASSERT_NEAR(c.out.get(b, h, t, d), want, logits * kTolerance<E> * bound) << where() << " feature " << d;
+        }
+        for (int64_t d = p.dim_v; d < p.dim_v + c.out.gap; ++d)
+          ASSERT_TRUE(std::isnan(c.out.get(b, h, t, d))) << where() << " was written past its end";
+      }
+    }
+  }
+}
+
+template <class E> void check(const AttendOptions& o, uint32_t seed) {
+  SCOPED_TRACE(testing::Message() << o << " seed " << seed);
+  AttendCase<E> c(o, seed);
+  run<E>(c.params());
+  compare(c);
+}
+
+// Fibers are slow: calls as random as the CPU's, with fewer heads. Rows of 62 and 126 elements lie 128 and 256 bytes
+// apart, so that they are copied by cp.async; the others aren't aligned.
+AttendOptions small_call(std::mt19937& random) {
+  AttendOptions o;
+  do o = random_attend(random);
+  while (std::max(o.dim, o.dim_v) > 64 && random() % 4 != 0);
+  if (random() % 2) o.dim = o.dim > 64 ? 126 : 62, o.dim_v = o.dim_v > 64 ? 126 : 62;
+  ScheduleOptions& s = o.schedule;
+  s.heads = std::min<int64_t>(s.heads / s.heads_kv, 2);
+  s.heads_kv = std::min<int64_t>(s.heads_kv, 3 - s.heads);
+  s.heads *= s.heads_kv;
+  s.selection_heads = s.selection_heads > 1 ? s.heads : 1;
+  s.dense_heads = std::min(s.dense_heads, s.heads_kv);
+  return o;
+}
+
+template <class E> class SimtAttendForward : public testing::Test {};
+using Elements = testing::Types<BF16, F16>;
+TYPED_TEST_SUITE(SimtAttendForward, Elements);
+
+TYPED_TEST(SimtAttendForward, RandomCalls) {
+  std::mt19937 random(TypeParam::dtype == DType::bf16 ? 1 : 2);
+  for (uint32_t i = 0; i < 40 && !this->HasFatalFailure(); ++i) check<TypeParam>(small_call(random), i);
+}
+
+// Row tiles of 128, warps of 16 rows, key tiles of 64.
+TYPED_TEST(SimtAttendForward, SizesAroundTiles) {
+  for (int64_t tq : {1, 15, 17, 128, 129}) {
+    for (int64_t tk : {1, 63, 64, 65, 130}) {
+      AttendOptions o;
+      o.schedule.heads = o.schedule.heads_kv = 1;
+      o.schedule.tq = tq;
+      o.schedule.tk = tk;
+      o.schedule.causal = (tq + tk) % 2;
+      o.dim = o.dim_v = 30;
+      check<TypeParam>(o, 3);
+    }
+  }
+}
+
+TYPED_TEST(SimtAttendForward, Features) {
+  for (int64_t dim : {1, 8, 62, 64, 65, 126, 128, 129, 254, 256}) {
+    AttendOptions o;
+    o.schedule.heads = o.schedule.heads_kv = 1;
+    o.schedule.tq = 20;
+    o.schedule.tk = 70;
+    o.dim = dim;
+    check<TypeParam>(o, 4);
+    std::swap(o.dim, o.dim_v);
+    check<TypeParam>(o, 5);
+  }
+}
+
+// Every modifier at once on every schedule.
+TYPED_TEST(SimtAttendForward, SchedulesAndModifiers) {
+  for (int kind = 0; kind < 5; ++kind) {
+    AttendOptions o;
+    ScheduleOptions& s = o.schedule;
+    s.kind = static_cast<ScheduleKind>(kind % 4);
+    s.batch = 2;
+    s.heads = 4;
+    s.tq = s.tk = 150;
+    s.causal = true;
+    s.left = kind == 2 ? -1 : 40;
+    s.sink = 3;
+    s.full_list = s.bits = true;
+    s.shared_heads = kind == 1;
+    if (kind == 4) {
+      s.batch = 1;
+      s.cu_q = {0, 0, 40, 41, 140};
+      s.cu_k = {0, 5, 90, 90, 150};
+    }
+    o.dim = o.dim_v = 62;
+    o.softcap = 2.5;
+    o.segments = o.key_weights = o.sinks = o.gate = true;
+    o.nan_keys = 2;
+    check<TypeParam>(o, 6);
+  }
+}
+
+// Whole key tiles that position alone would show to every row.
+TYPED_TEST(SimtAttendForward, BitsCutWholeTiles) {
+  AttendOptions o;
+  o.schedule.kind = ScheduleKind::layout;
+  o.schedule.heads = o.schedule.heads_kv = 1;
+  o.schedule.tk = 256;
+  o.schedule.block_k = 64;
+  o.schedule.density = 1;
+  o.schedule.bits = true;
+  check<TypeParam>(o, 8);
+}
+
+// Nobody sees a key of weight -inf, whatever it holds.
+TYPED_TEST(SimtAttendForward, KeysOfNoWeight) {
+  AttendOptions o;
+  o.schedule.heads = o.schedule.heads_kv = 1;
+  o.schedule.tk = 192;
+  o.key_weights = true;
+  AttendCase<TypeParam> c(o, 8);
+  for (int64_t key : {3, 64, 191}) {
+    c.key_weight[static_cast<size_t>(key)] = -INFINITY;
+    for (int64_t d = 0; d < o.dim; ++d) c.k.at(0, 0, key, d) = c.v.at(0, 0, key, d) = TypeParam::put(NAN);
+  }
+  run<TypeParam>(c.params());
+  compare(c);
+}
+
+TYPED_TEST(SimtAttendForward, PagedKeys) {
+  for (int64_t page : {1, 16, 100}) {
+    AttendOptions o;
+    o.schedule.batch = 2;
+    o.schedule.heads = 4;
+    o.schedule.tq = 5;
+    o.schedule.tk = 150;
+    o.schedule.key_lengths = {150, 77};
+    o.schedule.causal = true;
+    o.page = page;
+    o.dim = 30;
+    o.dim_v = 22;
+    check<TypeParam>(o, 7);
+  }
+}
+
+TYPED_TEST(SimtAttendForward, EmptyInputs) {
+  for (int which = 0; which < 3; ++which) {
+    AttendOptions o;
+    if (which == 0) o.schedule.batch = 0;
+    if (which == 1) o.schedule.tq = 0;
+    if (which == 2) o.schedule.tk = 0;
+    check<TypeParam>(o, 9);
+    o.sinks = true;
+    check<TypeParam>(o, 9);
+  }
+}
+
+// What a mask hides doesn't matter; what a row sees isn't hidden.
+TYPED_TEST(SimtAttendForward, NanAndInfinityReachOnlyTheRowsThatSeeThem) {
+  AttendOptions o;
+  o.schedule.heads = o.schedule.heads_kv = 1;
+  o.schedule.tq = o.schedule.tk = 100;
+  for (bool causal : {false, true}) {
+    o.schedule.causal = causal;
+    AttendCase<TypeParam> c(o, 10);
+    const int64_t key = 50;
+    for (int64_t d = 0; d < 4; ++d)
+      c.v.at(0, 0, key, d) = TypeParam::put(std::initializer_list<double>{NAN, INFINITY, -INFINITY, 1}.begin()[d]);
+    c.v.at(0, 0, key + 1, 1) = TypeParam::put(-INFINITY);
+    run<TypeParam>(c.params());
+    for (int64_t t = 0; t < 100; ++t) {
+      const bool sees = !causal || t >= key, sees_next = !causal || t > key;
+      ASSERT_EQ(std::isnan(c.out.get(0, 0, t, 0)), sees) << t;
+      ASSERT_EQ(std::isnan(c.out.get(0, 0, t, 1)), sees_next) << t;
+      ASSERT_EQ(c.out.get(0, 0, t, 1) == INFINITY, sees && !sees_next) << t;
+      ASSERT_EQ(c.out.get(0, 0, t, 2) == -INFINITY, sees) << t;
+      for (int64_t d = 3; d < o.dim_v; ++d) ASSERT_TRUE(std::isfinite(c.out.get(0, 0, t, d))) << t;
+    }
+  }
+}
+
+TYPED_TEST(SimtAttendForward, OrderOfThreadsAndBatchDoNotMatter) {
+  std::mt19937 random(3);
+  for (uint32_t i = 0; i < 3; ++i) {
+    const AttendOptions o = small_call(random);
+    SCOPED_TRACE(testing::Message() << o);
+    AttendCase<TypeParam> c(o, i), other(o, i);
+    run<TypeParam>(c.params());
+    run<TypeParam>(other.params(), i % 2 ? simt::Order::mixed : simt::Order::backward);
+    ASSERT_EQ(0, std::memcmp(c.out.data.data(), other.out.data.data(), c.out.data.size() * sizeof(c.out.data[0])));
+    ASSERT_EQ(0, std::memcmp(c.lse.data(), other.lse.data(), c.lse.size() * sizeof(c.lse[0])));
+  }
+  AttendOptions o;
+  o.schedule.batch = 3;
+  o.schedule.tq = 30;
+  o.schedule.tk = 90;
+  AttendCase<TypeParam> c(o, 11);
+  run<TypeParam>(c.params());
+  const auto together = c.out.data;
+  AttendParams p = c.params();
+  p.batch = 1;
+  for (View4* x : {&p.q, &p.k, &p.v})
+    x->data = static_cast<char*>(x->data) + 2 * x->batch * static_cast<int64_t>(sizeof(together[0]));
+  run<TypeParam>(p);
+  const size_t entry = static_cast<size_t>(p.out.batch) * sizeof(together[0]);
+  ASSERT_EQ(0, std::memcmp(c.out.data.data(), together.data() + 2 * p.out.batch, entry));
+}
+
+// Every row of every sequence has one place, found without the host knowing where sequences begin.
+TEST(SimtAttendGrid, EveryRowHasOnePlace) {
+  std::mt19937 random(4);
+  for (int i = 0; i < 400; ++i) {
+    ScheduleOptions o = random_schedule(random);
+    if (o.cu_q.empty() && random() % 2) {  // packed, with any schedule
+      const int64_t n = static_cast<int64_t>(random() % 6);
+      o.batch = 1;
+      o.key_lengths.clear();
+      o.cu_q = o.cu_k = {0};
+      for (int64_t s = 0; s < n; ++s) {
+        o.cu_q.push_back(o.cu_q.back() + static_cast<int32_t>(random() % 3 ? random() % 300 : 128 * (random() % 3)));
+        o.cu_k.push_back(o.cu_k.back() + static_cast<int32_t>(random() % 300));
+      }
+      o.tq = o.cu_q.back() + static_cast<int64_t>(random() % 2);
+      o.tk = o.cu_k.back();
+    }
+    SCOPED_TRACE(testing::Message() << o);
+    const ScheduleCase c(o, 5);
+    const AttendParams p = c.params();
+    std::vector<int> taken(static_cast<size_t>(o.batch * o.heads * o.tq), 0), want(taken);
+    for (const TestSequence& s : c.sequences())
+      for (int64_t h = 0; h < o.heads; ++h)
+        for (int64_t q = 0; q < s.queries; ++q)
+          want[static_cast<size_t>((s.batch * o.heads + h) * o.tq + s.q_token + q)] = 1;
+    for (uint32_t y = 0; y < cuda::AttendGrid::head_groups(p); ++y) {
+      for (uint32_t x = 0; x < cuda::AttendGrid::places(p); ++x) {
+        cuda::RowItem item;
+        if (!cuda::AttendGrid::open(p, x, y, item)) continue;
+        ASSERT_LE(item.rows, cuda::kBlockRows);
+        for (int32_t r = 0; r < item.rows; ++r) {
+          ASSERT_LT(item.query_of(r), item.group.q_end);
+          const int64_t at = (item.seq.batch * o.heads + item.head_of(r)) * o.tq + item.seq.q_token + item.query_of(r);
+          ++taken[static_cast<size_t>(at)];
+        }
+      }
+    }
+    ASSERT_EQ(taken, want);
+  }
+}
+
+}  // namespace
+}  // namespace attn
