@@ -1,5 +1,5 @@
-"""Interleaved timing: every candidate of a case runs in turn, round after round, so that a machine whose
-speed drifts drifts for all of them. Medians are reported, and ratios of times taken in the same round."""
+"""What the scripts share: interleaved timing (:mod:`attn.bench.timing`), of which medians are reported and
+ratios of times taken in the same round, and ceilings of the machine."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import datetime
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,9 @@ from collections.abc import Callable
 import torch
 
 import attn
+from attn.bench.timing import interleaved, keep_memory
+
+__all__ = ["Bench", "Machine", "arguments", "attention_gflop", "keep_memory"]
 
 HERE = pathlib.Path(__file__).parent
 
@@ -30,12 +32,14 @@ class Machine:
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        library = pathlib.Path(tempfile.mkdtemp(prefix="attn-peak-")) / "peak.so"
         source = str(HERE / "peak.cpp")
         compiler = os.environ.get("CXX", "g++")
         flags = ["-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC"]
-        subprocess.run([compiler, *flags, source, "-o", str(library)], check=True)
-        self._lib = ctypes.CDLL(str(library))
+        # Once loaded, the library needs its file no more.
+        with tempfile.TemporaryDirectory(prefix="attn-peak-") as folder:
+            library = str(pathlib.Path(folder) / "peak.so")
+            subprocess.run([compiler, *flags, source, "-o", library], check=True)
+            self._lib = ctypes.CDLL(library)
         for name in ("fma_peak", "bf16_peak"):
             getattr(self._lib, name).restype = ctypes.c_double
             getattr(self._lib, name).argtypes = [ctypes.c_double]
@@ -96,15 +100,6 @@ class Machine:
         return best
 
 
-def keep_memory() -> None:
-    """From now on freed memory stays with the process, so that timings don't measure page faults (glibc)."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_max = -1, -4
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
-
-
 def arguments(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument(
@@ -152,10 +147,7 @@ class Bench:
             return None
         for call in candidates.values():
             call()  # warm-up: compilation, caches, page faults
-        times: dict[str, list[float]] = {key: [] for key in candidates}
-        for _ in range(self.rounds):
-            for key, call in candidates.items():
-                times[key].append(_time(call))
+        times = interleaved(candidates, self.rounds)
         row: dict = {"case": name, "ms": {}, "spread": {}, "ratio": {}, "bar": bars or {}}
         for key, values in times.items():
             row["ms"][key] = statistics.median(values) * 1e3
@@ -183,7 +175,7 @@ class Bench:
             "command": " ".join(["python", *sys.argv]),
             "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "threads": self.args.threads,
-            "cpu": _cpu_name(),
+            "cpu": attn.info().cpu["model"],
             "torch": torch.__version__,
             "attn": attn.__version__,
             "isa": attn._C.cpu_isa(),
@@ -205,20 +197,6 @@ class Bench:
             print("wrote", self.args.json)
 
 
-def _time(call: Callable[[], object]) -> float:
-    """Seconds of one call; calls below 5 ms are repeated until 20 ms have passed."""
-    start = time.perf_counter()
-    call()
-    once = time.perf_counter() - start
-    if once > 5e-3:
-        return once
-    repeats = max(1, int(20e-3 / max(once, 1e-7)))
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
 def _print_row(row: dict) -> None:
     parts = [f"{key} {ms:.3f} ms (±{row['spread'][key] * 50:.0f} %)" for key, ms in row["ms"].items()]
     parts += [f"{ratio:.2f}x {key}" for key, ratio in row["ratio"].items()]
@@ -230,16 +208,6 @@ def _print_row(row: dict) -> None:
             f"{row['gbs']:.1f} GB/s = {row['share_of_read_bandwidth'] * 100:.0f} % of read bandwidth"
         )
     print(f"{row['case']}: " + ", ".join(parts), flush=True)
-
-
-def _cpu_name() -> str:
-    try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor()
 
 
 def attention_gflop(

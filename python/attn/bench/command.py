@@ -28,7 +28,8 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="python -m attn bench",
         description="Times attn and its peers over the masks of LongCA-bench, after checking that "
-        "each computes the same mask. Finished cases are kept: run it again to go on after an interruption.",
+        "each computes the same mask. Finished cases are kept: run it again to go on after an interruption. "
+        "`python -m attn bench accuracy` measures what approximations lose instead.",
     )
     p.add_argument(
         "--quick", action="store_true", help="short sequences, few rounds: under 2 minutes on 2 cores"
@@ -48,6 +49,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str]) -> int:
+    if arguments[:1] == ["accuracy"]:
+        from .accuracy import main as accuracy
+
+        return accuracy(arguments[1:])
     options = parser().parse_args(arguments)
     try:
         return _run(options, arguments)

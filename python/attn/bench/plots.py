@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
     ):
         series = {d: _lines([c for c in cases if c["dtype"] == d], x, field, factor) for d in _dtypes(cases)}
         if series:
-            logarithmic = x == "length"
-            written.append(_draw(folder / f"{name}.png", series, (label, y_label, title), logarithmic, "-"))
+            scales = ("log2" if x == "length" else "linear", "symlog" if "memory" in y_label else "linear")
+            written.append(panels(folder / f"{name}.png", series, Axes(label, y_label, title, *scales)))
     if causal:
         longest = max(c["length"] for c in causal)
         points: dict[str, dict[str, list[Point]]] = {}
@@ -66,7 +67,8 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
                 }
         title = f"Causal attention, {longest} tokens, forward, random inputs"
         labels = ("milliseconds", "error of the output against float64", title)
-        written.append(_draw(folder / "error_over_cost.png", points, labels, True, "", error=True))
+        axes = Axes(*labels, "log10", "log", joined=False, from_zero=False)
+        written.append(panels(folder / "error_over_cost.png", points, axes))
     return written
 
 
@@ -74,53 +76,62 @@ def _dtypes(cases: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(c["dtype"] for c in cases))
 
 
-def _draw(
-    path: Path,
-    panels: dict[str, dict[str, list[Point]]],
-    labels: tuple[str, str, str],
-    logarithmic: bool,
-    line: str,
-    error: bool = False,
-) -> Path:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullLocator, ScalarFormatter
+@dataclass(frozen=True)
+class Axes:
+    """How a picture's panels are drawn: labels, scales ("linear", "log2", "log10"; "linear", "log", "symlog")
+    and whether the points of a line are joined."""
 
-    figure = Figure(figsize=(5.2 * len(panels) + 2.2, 4.6), layout="constrained")
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
-    for axis, (dtype, lines) in zip(axes, panels.items(), strict=True):
+    x: str
+    y: str
+    title: str
+    x_scale: str = "linear"
+    y_scale: str = "linear"
+    joined: bool = True
+    from_zero: bool = True
+
+
+def panels(path: Path, series: dict[str, dict[str, list[Point]]], axes: Axes) -> Path:
+    """Draws one panel for every entry, each with its lines by name, and one legend. Needs matplotlib."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    figure = Figure(figsize=(5.2 * len(series) + 2.2, 4.6), layout="constrained")
+    names = list(dict.fromkeys(name for lines in series.values() for name in lines))
+    drawn = figure.subplots(1, len(series), squeeze=False)[0]
+    for axis, (title, lines) in zip(drawn, series.items(), strict=True):
         for name, points in lines.items():
             index = names.index(name)
             ours = name.startswith("attn")
             axis.plot(
                 *zip(*points, strict=True),
-                linestyle=line or "none",
+                linestyle="-" if axes.joined else "none",
                 marker=_MARKERS[index % len(_MARKERS)],
                 color=f"C{index % 10}",
                 linewidth=2.2 if ours else 1.2,
-                markersize=8 if error else 5,
+                markersize=5 if axes.joined else 8,
                 markerfacecolor=None if ours else "white",
                 label=name,
             )
-        axis.set(title=dtype, xlabel=labels[0])
-        if logarithmic:
-            axis.set_xscale("log", base=10 if error else 2)
-        if error or "memory" in labels[1]:
-            axis.set_yscale("log" if error else "symlog")
-        if not error:
+        axis.set(title=title, xlabel=axes.x)
+        axis.set_yscale(axes.y_scale)
+        if axes.y_scale != "linear":
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        if axes.from_zero:
             axis.set_ylim(bottom=0)
-        if error:
+        if axes.x_scale == "log10":
+            axis.set_xscale("log")
             axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_major_formatter(ScalarFormatter())
+            axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
             axis.xaxis.set_minor_locator(NullLocator())
-        elif logarithmic:
+        elif axes.x_scale == "log2":
+            axis.set_xscale("log", base=2)
             ticks = sorted({x for points in lines.values() for x, _ in points})
             axis.set_xticks(ticks, [f"{int(x):,}" for x in ticks])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel(labels[1])
-    handles = {h.get_label(): h for axis in axes for h in axis.get_lines()}
+    drawn[0].set_ylabel(axes.y)
+    handles = {h.get_label(): h for axis in drawn for h in axis.get_lines()}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=9)
-    figure.suptitle(labels[2])
+    figure.suptitle(axes.title)
     figure.savefig(path, dpi=120)
     return path

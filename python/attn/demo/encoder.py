@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,19 @@ def read_text(file: str | None) -> tuple[str, str]:
             return Path(file).read_text(errors="replace"), file
         except OSError as error:
             raise DemoError(f"--file {file}: {error.strerror or error}") from error
-    root = Path(sysconfig.get_paths()["stdlib"])
     text, size = [], 0
-    for path in sorted(root.glob("*.py")):
+    for path in library_files():
         text.append(path.read_text(errors="replace"))
         size += len(text[-1])
         if size > 4_000_000:  # several times what 128k tokens need
             break
     return "\n".join(text), "the Python standard library's sources"
+
+
+def library_files(pattern: str = "*.py", without: Set[str] = frozenset()) -> list[Path]:
+    """The standard library's modules in order, less those in or below a folder named in ``without``."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return [p for p in sorted(root.glob(pattern)) if not without & set(p.relative_to(root).parts)]
 
 
 def load_encoder() -> tuple[Any, Any]:
