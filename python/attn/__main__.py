@@ -8,7 +8,10 @@ import importlib
 import sys
 
 COMMANDS = {
-    "bench": ("attn.bench", "attn and its peers over 14 masks: checked, timed, JSON, Markdown and pictures"),
+    "bench": (
+        "attn.bench",
+        "attn and its peers over 14 masks: checked, timed; `bench accuracy`: error over cost",
+    ),
     "demo": ("attn.demo", "HiP on a real encoder over a long real text: time, memory, error, a picture"),
     "info": ("attn.info", "versions, CPU instruction set and supported functions, to paste into an issue"),
 }

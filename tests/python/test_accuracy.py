@@ -91,7 +91,7 @@ def test_lines_to_recall(corpus):
     generator = torch.Generator().manual_seed(1)
     tokens, places, depth = texts.needle_context(corpus, 512, 4, generator)
     assert tokens.shape == (512,)
-    assert sorted(depth.tolist()) == pytest.approx([0, 0.25, 0.5, 0.75], abs=0.01)
+    assert sorted(depth.tolist()) == pytest.approx([0.125, 0.375, 0.625, 0.875], abs=0.01)
     for i, place in enumerate(places):
         line = tokens[place[0] - corpus.line + 1 + texts.DIGITS : place[-1] + 2]
         found = tokens.unfold(0, corpus.line, 1).eq(line).all(-1).nonzero()[:, 0]

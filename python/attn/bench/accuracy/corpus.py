@@ -152,8 +152,8 @@ def needle_context(
     """
     lines = pin_lines(corpus, pins, generator)
     code = excerpt(corpus.held, length - 2 * pins * corpus.line, generator)
-    cuts = [len(code) * i // pins for i in range(pins)]
-    pieces = []
+    cuts = [len(code) * (2 * i + 1) // (2 * pins) for i in range(pins)]  # none among the first tokens: sinks
+    pieces = [code[: cuts[0]]]
     for i, cut in enumerate(cuts):
         pieces += [lines[i], code[cut : cuts[i + 1] if i + 1 < pins else len(code)]]
     order = torch.randperm(pins, generator=generator)
