@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--only", default="", metavar="TEXT", help='cases whose name contains it, e.g. "backward causal"'
     )
-    p.add_argument("--dtype", choices=DTYPES, help="default: both")
+    p.add_argument("--dtype", choices=(*DTYPES, "float16"), help=f"default: {' and '.join(DTYPES)}")
     p.add_argument("--lengths", type=int, nargs="+", default=[], help="tokens (default 1024 to 16384)")
     p.add_argument("--rounds", type=int, help="interleaved rounds a case (default 7, quick 3)")
     p.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")

@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,41 +13,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from .. import reference
 from ..mechanisms.attention import attention
 from ..mechanisms.decode import decode_attention
-from ..mechanisms.hip import hip_attention
-from ..mechanisms.s2 import s2_attention
+from .kernel import Call, Kernel, only_attention
 from .masks import Mask
+from .mechanisms import MECHANISMS
 
-Call = Callable[[Tensor, Tensor, Tensor], Tensor]
-Oracle = Callable[[Tensor, Tensor], Tensor]
 BASELINE = "SDPA flash"
 MOST_BYTES = 4e9  # a kernel that writes T x T matrices larger than this is left out
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One way to compute a case.
-
-    Attributes:
-        make: for a mask, the function of (q, k, v).
-        cannot: for (mask, stage, heads), why it takes no part, or None.
-        oracle: for an approximation, its own visible keys ``[1, H, T, T]`` from (q, k); None: the mask.
-        ours: an attn kernel.
-        compiles: the first call compiles, and needs its own warm-up before memory is measured.
-    """
-
-    name: str
-    make: Callable[[Mask], Call]
-    cannot: Callable[[Mask, str, int], str | None]
-    oracle: Oracle | None = None
-    ours: bool = False
-    compiles: bool = False
-
-    @property
-    def exact(self) -> bool:
-        return self.oracle is None
 
 
 def _first(result: Any) -> Tensor:
@@ -113,15 +85,11 @@ def _flex(mask: Mask) -> Call:
     return lambda q, k, v: _first(run(q, k, v, block_mask=block_mask, enable_gqa=True))
 
 
-def _only_attention(stage: str) -> str | None:
-    return "not a decode kernel" if stage == "decode" else None
-
-
 def _large(mask: Mask, stage: str, heads: int) -> str | None:
     size = heads * mask.length**2 * 4 * (4 if stage == "backward" else 2)
     if size > MOST_BYTES:
         return f"would write about {size / 1e9:.0f} GB of T x T matrices"
-    return _only_attention(stage)
+    return only_attention(stage)
 
 
 def _flex_cannot(mask: Mask, stage: str, heads: int) -> str | None:
@@ -131,77 +99,26 @@ def _flex_cannot(mask: Mask, stage: str, heads: int) -> str | None:
         return "FlexAttention on the CPU needs a C++ compiler"
     if importlib.util.find_spec("torch._inductor") is None:
         return "this torch has no compiler"
-    return _only_attention(stage)
-
-
-def _causal_only(mask: Mask, stage: str, heads: int) -> str | None:
-    return _only_attention(stage) or (
-        None if mask.plain == "causal" else "approximates causal attention only"
-    )
-
-
-def _hip(mask_k: int) -> Kernel:
-    window, sink = 128, 16
-
-    def oracle(q: Tensor, k: Tensor) -> Tensor:
-        chosen = reference.hip_select(q, k, mask_k=mask_k, sliding_window=window, sink_tokens=sink)
-        sizes = {"block_size_q": 64, "block_size_k": 2, "sliding_window": window, "sink_tokens": sink}
-        length, heads = q.shape[2], q.shape[1]
-        return reference.hip_token_mask(
-            chosen.index, chosen.count, length, length, num_heads=heads, causal=True, **sizes
-        )
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _first(hip_attention(q, k, v, mask_k=mask_k, sliding_window=window, sink_tokens=sink))
-
-    return Kernel(f"attn HiP mask_k={mask_k}", lambda mask: call, _causal_only, oracle, ours=True)
-
-
-def _s2(stride: int) -> Kernel:
-    options: dict[str, Any] = {"block_size": 64, "local_blocks": 2, "vert_stride": stride}
-
-    def oracle(q: Tensor, k: Tensor) -> Tensor:
-        n = q.shape[2]
-        return reference.s2_token_mask(n, n, num_heads=q.shape[1], num_kv_heads=k.shape[1], **options)
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _first(s2_attention(q, k, v, **options))
-
-    return Kernel(f"attn S2 stride={stride}", lambda mask: call, _causal_only, oracle, ours=True)
-
-
-def _sink_window(window: int) -> Kernel:
-    def oracle(q: Tensor, k: Tensor) -> Tensor:
-        i, j = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
-        return ((j <= i) & ((j < 16) | (i - j <= window))).expand(1, q.shape[1], -1, -1)
-
-    def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return _first(attention(q, k, v, causal=True, window=(window, 0), sink_tokens=16))
-
-    return Kernel(f"attn window={window}+16", lambda mask: call, _causal_only, oracle, ours=True)
+    return only_attention(stage)
 
 
 def _flags_cannot(mask: Mask, stage: str, heads: int) -> str | None:
     reason = "no flag describes this mask; see attn layout" if mask.flags is None else None
-    return _only_attention(stage) or reason
+    return only_attention(stage) or reason
 
 
 KERNELS: tuple[Kernel, ...] = (
     Kernel("attn", _flags, _flags_cannot, ours=True),
-    Kernel("attn layout", _layout, lambda mask, stage, heads: _only_attention(stage), ours=True),
+    Kernel("attn layout", _layout, lambda mask, stage, heads: only_attention(stage), ours=True),
     Kernel(
         BASELINE,
         _sdpa(SDPBackend.FLASH_ATTENTION),
-        lambda mask, stage, heads: _only_attention(stage),
+        lambda mask, stage, heads: only_attention(stage),
     ),
     Kernel("SDPA math", _sdpa(SDPBackend.MATH), _large),
     Kernel("naive", _naive, _large),
     Kernel("FlexAttention", _flex, _flex_cannot, compiles=True),
-    _hip(64),
-    _hip(256),
-    _s2(4),
-    _s2(16),
-    _sink_window(128),
+    *MECHANISMS,
 )
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..demo.measure import peak_extra_bytes
-from .kernels import BASELINE, DECODE, KERNELS, Call, Kernel
+from .kernel import Call, Kernel
+from .kernels import BASELINE, DECODE, KERNELS
 from .machine import peak_gflops
 from .masks import Mask, build
 from .plan import Case
@@ -54,6 +55,8 @@ def run(case: Case, checks: Callable[[Kernel, Case], str | None], rounds: int) -
         if kernel.compiles and reason is None and not case.flex:
             reason = "compiles for every mask and length: left out of the quick run here"
         row: dict[str, Any] = {"kernel": kernel.name, "exact": kernel.exact, "status": "measured"}
+        if kernel.reference is not None:
+            row["other"] = True
         rows.append(row)
         if reason is not None:
             if "only" not in reason and "decode kernel" not in reason:
@@ -66,7 +69,7 @@ def run(case: Case, checks: Callable[[Kernel, Case], str | None], rounds: int) -
             row.update(status="failed" if wrong.startswith("failed") else "disagrees", reason=wrong)
             continue
         call = kernel.make(mask)
-        if exact is not None:
+        if exact is not None and kernel.reference is None:
             row["error"] = _error(call(q, k, v), *exact)
         step = _stage(call, case.stage, q, k, v)
         if case.stage == "backward":

@@ -24,7 +24,7 @@ def _row(result: dict[str, Any], peak: float) -> list[str]:
         "" if speed is None else f"{speed / peak * 100:.0f} %",
         "" if extra is None else f"{extra / 2**20:.1f}",
         "" if "error" not in result else f"{result['error']:.1e}",
-        "" if result["exact"] else "approximation",
+        "" if result["exact"] else "other mechanism" if result.get("other") else "approximation",
     ]
 
 

@@ -12,7 +12,14 @@ _RESULT: dict[str, Any] = {
     "additionalProperties": False,
     "properties": {
         "kernel": {"type": "string"},
-        "exact": {"type": "boolean", "description": "false: an approximation of the case's attention"},
+        "exact": {
+            "type": "boolean",
+            "description": "false: an approximation of the case's attention, or another mechanism",
+        },
+        "other": {
+            "type": "boolean",
+            "description": "true: no softmax attention, checked by its own reference",
+        },
         "status": {"enum": ["measured", "skipped", "disagrees", "failed"]},
         "reason": {"type": "string", "description": "why it was not measured"},
         "ms": {**_POSITIVE, "description": "median over the rounds"},
@@ -41,7 +48,7 @@ _CASE: dict[str, Any] = {
         "case": {"type": "string"},
         "mask": {"type": "string"},
         "length": {"type": "integer"},
-        "dtype": {"enum": ["float32", "bfloat16"]},
+        "dtype": {"enum": ["float32", "bfloat16", "float16"]},
         "stage": {"enum": ["forward", "backward", "decode"]},
         "density": {"type": "number", "description": "visible pairs / all pairs, exact"},
         "gflop": {**_POSITIVE, "description": "4 pairs D, backward 2.5 times that"},

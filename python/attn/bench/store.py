@@ -19,8 +19,9 @@ class Store:
         self.path = folder / "cases.jsonl"
         self.cases: dict[str, dict[str, Any]] = {}
         folder.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
-        whole = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        found = self.path.read_bytes() if self.path.exists() else b""
+        end = found.rfind(b"\n") + 1  # what is behind was cut off
+        whole = [json.loads(line) for line in found[:end].splitlines()]
         if whole and whole[0] != identity:
             names = [n for n in identity if whole[0].get(n) != identity[n]]
             told = ", ".join(f"{n} {whole[0].get(n)!r}, now {identity[n]!r}" for n in names)
@@ -29,8 +30,10 @@ class Store:
             )
         self.cases = {record["case"]: record for record in whole[1:]}
         self.resumed = len(self.cases)
-        kept = b"".join(line for line in lines if line.endswith(b"\n"))
-        self.path.write_bytes(kept or json.dumps(identity).encode() + b"\n")
+        with self.path.open("ab") as file:  # finished lines are never written again: a kill here loses none
+            file.truncate(end)
+            if not whole:
+                file.write(json.dumps(identity).encode() + b"\n")
 
     def add(self, record: dict[str, Any]) -> None:
         self.cases[record["case"]] = record
