@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 Point = tuple[float, float]
-_MARKERS = "osD^vP*X<>"
+_MARKERS = "osD^vP*X<>hd"  # not as many as colours, so that pairs differ
 
 
 def _measured(case: dict[str, Any], field: str) -> list[tuple[str, float]]:
@@ -30,6 +32,7 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
     lengths = {c["length"] for c in blocks}
     middle = max(lengths, key=lambda n: sum(c["length"] == n for c in blocks), default=0)
     dense = [c for c in blocks if c["length"] == middle]
+    order = tuple(dict.fromkeys(r["kernel"] for c in record["cases"] for r in c["results"]))
     written = []
     tera = ("TFLOP/s over the mask", "gflops", 1e-3)
     for name, cases, x, label, (y_label, field, factor), title in (
@@ -54,7 +57,11 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
         series = {d: _lines([c for c in cases if c["dtype"] == d], x, field, factor) for d in _dtypes(cases)}
         if series:
             scales = ("log2" if x == "length" else "linear", "symlog" if "memory" in y_label else "linear")
-            written.append(panels(folder / f"{name}.png", series, Axes(label, y_label, title, *scales)))
+            axes = Axes(label, y_label, title, *scales, order=order)
+            levels = record["peaks_gflops"] if field == "gflops" else {}
+            written.append(
+                panels(folder / f"{name}.png", series, axes, {d: peak * factor for d, peak in levels.items()})
+            )
     if causal:
         longest = max(c["length"] for c in causal)
         points: dict[str, dict[str, list[Point]]] = {}
@@ -67,7 +74,7 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
                 }
         title = f"Causal attention, {longest} tokens, forward, random inputs"
         labels = ("milliseconds", "error of the output against float64", title)
-        axes = Axes(*labels, "log10", "log", joined=False, from_zero=False)
+        axes = Axes(*labels, "log10", "log", joined=False, from_zero=False, order=order)
         written.append(panels(folder / "error_over_cost.png", points, axes))
     return written
 
@@ -78,8 +85,8 @@ def _dtypes(cases: list[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Axes:
-    """How a picture's panels are drawn: labels, scales ("linear", "log2", "log10"; "linear", "log", "symlog")
-    and whether the points of a line are joined."""
+    """How a picture's panels are drawn: labels, scales ("linear", "log2", "log10"; "linear", "log", "symlog"),
+    whether the points of a line are joined, and the names whose looks all pictures share."""
 
     x: str
     y: str
@@ -88,15 +95,22 @@ class Axes:
     y_scale: str = "linear"
     joined: bool = True
     from_zero: bool = True
+    order: tuple[str, ...] = ()
 
 
-def panels(path: Path, series: dict[str, dict[str, list[Point]]], axes: Axes) -> Path:
-    """Draws one panel for every entry, each with its lines by name, and one legend. Needs matplotlib."""
+def panels(
+    path: Path,
+    series: dict[str, dict[str, list[Point]]],
+    axes: Axes,
+    levels: Mapping[str, float] = MappingProxyType({}),
+) -> Path:
+    """Draws one panel for every entry, each with its lines by name, and one legend; ``levels`` holds the
+    height of a panel's dashed line, the machine's peak. Needs matplotlib."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure(figsize=(5.2 * len(series) + 2.2, 4.6), layout="constrained")
-    names = list(dict.fromkeys(name for lines in series.values() for name in lines))
+    names = list(dict.fromkeys([*axes.order, *(name for lines in series.values() for name in lines)]))
     drawn = figure.subplots(1, len(series), squeeze=False)[0]
     for axis, (title, lines) in zip(drawn, series.items(), strict=True):
         for name, points in lines.items():
@@ -112,6 +126,8 @@ def panels(path: Path, series: dict[str, dict[str, list[Point]]], axes: Axes) ->
                 markerfacecolor=None if ours else "white",
                 label=name,
             )
+        if title in levels:
+            axis.axhline(levels[title], linestyle="--", color="0.4", label="matrix product")
         axis.set(title=title, xlabel=axes.x)
         axis.set_yscale(axes.y_scale)
         if axes.y_scale != "linear":
