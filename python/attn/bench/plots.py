@@ -85,8 +85,8 @@ def _dtypes(cases: list[dict[str, Any]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Axes:
-    """How a picture's panels are drawn: labels, scales ("linear", "log2", "log10"; "linear", "log", "symlog"),
-    whether the points of a line are joined, and the names whose looks all pictures share."""
+    """How a picture's panels are drawn: labels, scales ("linear", "log2", "log10"; "linear", "log",
+    "symlog"), whether the points of a line are joined, and the names whose looks all pictures share."""
 
     x: str
     y: str
