@@ -60,8 +60,8 @@ ATTN_DEVICE void warp_range(int32_t& low, int32_t& high) {
   }
 }
 
-// Fills `t` with the next keys of the item's schedule at or after `from`; returns where to go on. A warp function.
-ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, int32_t from, KeyTile& t) {
+// Fills `t` with the next keys of the item's schedule in [from, end); returns where to go on. A warp function.
+ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, int32_t from, int32_t end, KeyTile& t) {
   const RowGroup& g = item.group;
   const int32_t sink = clamp_position(p.rule.sink), lane = seam::lane();
   const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
@@ -106,7 +106,7 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
       segment_high = max_i32(segment_high, id);
     }
   };
-  visit_keys(p, g, from, g.keys, [&](const Span& s) {
+  visit_keys(p, g, from, end, [&](const Span& s) {
     const int32_t count = min_i32(s.end - s.begin, kTileKeys - n);
     for (int32_t i = lane; i < count; i += 32) key(n + i, s.begin + i, s);
     if (n == 0) first = s.begin;
@@ -131,7 +131,7 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     t.any_bits = any_bits;
     t.removed = removed;
   }
-  return n < kTileKeys ? g.keys : next;
+  return n < kTileKeys ? end : next;
 }
 
 }  // namespace attn::cuda

@@ -1,0 +1,258 @@
+// Sixteen query rows of a warp against keys of a tile, on tensor cores: products, logits, online softmax, values. bf16
+// and f16, fp32 accumulation.
+#pragma once
+
+#include "cuda/key_tile.h"
+#include "cuda/sm80/shared_rows.h"
+
+namespace attn::cuda {
+
+constexpr int kWarpRows = 16;
+
+// kDim: features of a row in shared memory. kKeys: keys of a tile that the warp takes, a multiple of 16.
+template <class T, int kDim, int kKeys> struct WarpAttend {
+  static constexpr int kKeyGroups = kKeys / 8, kFeatureGroups = kDim / 8;
+  using Params = AttendParams;
+
+  // The calling thread's two rows, g and g + 8 of its warp's 16 with g = lane / 4; lane % 4 chooses columns. Rows past
+  // the item's repeat its last one and are not written.
+  struct Row {
+    RowWindow window;
+    int32_t segment, words;  // words: offset of the row's words from those of row 0 in a tile of bits
+  };
+  struct State {
+    float out[kFeatureGroups][4];  // [][2 i + c]: row i, feature 8 group + 2 (lane % 4) + c
+    float top[2], sum[2];          // sum: over the thread's own columns
+
+    ATTN_DEVICE void clear() {
+      ATTN_UNROLL
+      for (int n = 0; n < kFeatureGroups; ++n) out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0;
+      top[0] = top[1] = -INFINITY;
+      sum[0] = sum[1] = 0;
+    }
+    // The sums of whole rows, in all four threads that share one.
+    ATTN_DEVICE void add_up() {
+      ATTN_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        sum[i] += seam::shuffle_xor(sum[i], 1);
+        sum[i] += seam::shuffle_xor(sum[i], 2);
+      }
+    }
+  };
+  using Scores = float[kKeyGroups][4];
+
+  // Of 16 rows from `first`, the calling thread's i-th.
+  ATTN_DEVICE static int32_t row_of(int32_t first, int i) { return first + seam::lane() / 4 + 8 * i; }
+
+  ATTN_DEVICE static void load_rows(const Params& p, const RowItem& item, int32_t first, Row (&rows)[2],
+                                    RowsReach& reach) {
+    const int32_t* ids = p.segment_q.data;
+    const int32_t words = static_cast<int32_t>((p.layout.block_k + 31) / 32);
+    const int64_t block = p.schedule == ScheduleKind::layout ? item.group.block_row * p.layout.block_q : 0;
+    ATTN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const int32_t query = item.query_of(min_i32(row_of(first, i), item.rows - 1));
+      rows[i].window = row_window(p.rule, row_position(p, item.group.queries, item.group.keys, query));
+      rows[i].segment =
+          ids ? ids[item.seq.batch * p.segment_q.batch + (item.seq.q_token + query) * p.segment_q.token] : 0;
+      rows[i].words = static_cast<int32_t>(query - block) * words;
+    }
+    if (!ids) return;
+    reach.segment_low = min_i32(rows[0].segment, rows[1].segment);
+    reach.segment_high = max_i32(rows[0].segment, rows[1].segment);
+    warp_range(reach.segment_low, reach.segment_high);
+  }
+
+  // Products of the 16 rows from q_row with the keys from `key`.
+  template <class Queries, class Keys>
+  ATTN_DEVICE static void multiply_keys(Queries& q, int q_row, Keys& k, int key, Scores& s) {
+    ATTN_UNROLL
+    for (int n = 0; n < kKeyGroups; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
+    ATTN_UNROLL
+    for (int d = 0; d < kDim / 16; ++d) {
+      uint32_t a[4];
+      q.operand_a(a, q_row, d);
+      ATTN_UNROLL
+      for (int n = 0; n < kKeyGroups; n += 2) {
+        uint32_t b[2], c[2];
+        k.operands_b(b, c, key + 8 * n, d);
+        seam::mma<T>(s[n], a, b);
+        seam::mma<T>(s[n + 1], a, c);
+      }
+    }
+  }
+
+  ATTN_DEVICE static bool visible_key(const Params& p, const KeyTile& t, int key, const Row& row) {
+    bool keep = visible(t.position[key], row.window.lo, row.window.hi, row.window.cap, t.exempt[key]);
+    if (p.segment_k.data) keep &= t.segment[key] == row.segment;
+    if (t.word[key] >= 0) keep = keep && (p.layout.bits[t.word[key] + row.words] >> t.bit[key] & 1);
+    return keep;
+  }
+
+  // Products -> logits in base-2 units, -inf where the row doesn't see the key.
+  ATTN_DEVICE static void modify(const Params& p, const KeyTile& t, int first_key, const Row (&rows)[2], bool masked,
+                                 Scores& s) {
+    const float scale = static_cast<float>(p.scale * kLog2e), cap = static_cast<float>(p.softcap * kLog2e);
+    ATTN_UNROLL
+    for (int n = 0; n < kKeyGroups; ++n) {
+      ATTN_UNROLL
+      for (int e = 0; e < 4; ++e) {
+        const int key = first_key + 8 * n + 2 * (seam::lane() % 4) + e % 2;
+        float x = s[n][e] * scale;
+        if (cap > 0) {  // cap tanh(x / cap)
+          const float f = seam::exp2_fast(std::fabs(x) / cap * static_cast<float>(-2 * kLog2e));
+          x = std::copysign(cap * ((1 - f) / (1 + f)), x);
+        }
+        if (p.key_log_weight.data) x += t.weight[key];
+        if (masked && !visible_key(p, t, key, rows[e / 2])) x = -INFINITY;
+        s[n][e] = x;
+      }
+    }
+  }
+
+  // Logits -> weights. A row that has seen no key keeps top = -inf, and its weights are exactly 0.
+  ATTN_DEVICE static void softmax(Scores& s, State& state) {
+    ATTN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float top = state.top[i];
+      ATTN_UNROLL
+      for (int n = 0; n < kKeyGroups; ++n) top = std::fmax(top, std::fmax(s[n][2 * i], s[n][2 * i + 1]));
+      top = std::fmax(top, seam::shuffle_xor(top, 1));
+      top = std::fmax(top, seam::shuffle_xor(top, 2));
+      const float reference = top == -INFINITY ? 0 : top, alpha = seam::exp2_fast(state.top[i] - reference);
+      state.top[i] = top;
+      state.sum[i] *= alpha;
+      ATTN_UNROLL
+      for (int n = 0; n < kKeyGroups; ++n) {
+        ATTN_UNROLL
+        for (int c = 2 * i; c < 2 * i + 2; ++c) {
+          s[n][c] = seam::exp2_fast(s[n][c] - reference);
+          state.sum[i] += s[n][c];
+        }
+      }
+      ATTN_UNROLL
+      for (int n = 0; n < kFeatureGroups; ++n) {
+        state.out[n][2 * i] *= alpha;
+        state.out[n][2 * i + 1] *= alpha;
+      }
+    }
+  }
+
+  // Weights of the 16 keys from 16 k as operand A.
+  ATTN_DEVICE static void operand_weights(uint32_t (&a)[4], const Scores& s, int k) {
+    a[0] = seam::pack<T>(s[2 * k][0], s[2 * k][1]);
+    a[1] = seam::pack<T>(s[2 * k][2], s[2 * k][3]);
+    a[2] = seam::pack<T>(s[2 * k + 1][0], s[2 * k + 1][1]);
+    a[3] = seam::pack<T>(s[2 * k + 1][2], s[2 * k + 1][3]);
+  }
+
+  // Adds weights times the values from `key`.
+  template <class Values> ATTN_DEVICE static void multiply_values(Values& v, int key, const Scores& s, State& state) {
+    ATTN_UNROLL
+    for (int k = 0; k < kKeys / 16; ++k) {
+      uint32_t a[4];
+      operand_weights(a, s, k);
+      ATTN_UNROLL
+      for (int n = 0; n < kFeatureGroups; n += 2) {
+        uint32_t b[2], c[2];
+        v.operands_b_transposed(b, c, key + 16 * k, n / 2);
+        seam::mma<T>(state.out[n], a, b);
+        seam::mma<T>(state.out[n + 1], a, c);
+      }
+    }
+  }
+
+  // The same where v holds NaN or infinity that some row doesn't see: 0 times NaN is NaN, so they are taken out of the
+  // product and their weights summed beside it.
+  template <class Values>
+  ATTN_DEVICE static void multiply_values_not_finite(Values& v, int key, const Scores& s, State& state) {
+    uint32_t a[kKeys / 16][4];
+    ATTN_UNROLL
+    for (int k = 0; k < kKeys / 16; ++k) operand_weights(a[k], s, k);
+    ATTN_UNROLL
+    for (int n = 0; n < kFeatureGroups; n += 2) {
+      uint32_t b[kKeys / 16][2][2];
+      float up[2][4] = {}, down[2][4] = {};
+      ATTN_UNROLL
+      for (int k = 0; k < kKeys / 16; ++k) {
+        v.operands_b_transposed(b[k][0], b[k][1], key + 16 * k, n / 2);
+        ATTN_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          uint32_t plus[2], minus[2];
+          ATTN_UNROLL
+          for (int j = 0; j < 2; ++j) split_not_finite<T>(b[k][i][j], plus[j], minus[j]);
+          seam::mma<T>(up[i], a[k], plus);
+          seam::mma<T>(down[i], a[k], minus);
+        }
+      }
+      ATTN_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        ATTN_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          if (up[i][e] != 0) state.out[n + i][e] += INFINITY;
+          if (down[i][e] != 0) state.out[n + i][e] -= INFINITY;
+        }
+        // Last: what follows the final mma would be put off to the end of the function, with all its registers.
+        ATTN_UNROLL
+        for (int k = 0; k < kKeys / 16; ++k) seam::mma<T>(state.out[n + i], a[k], b[k][i]);
+      }
+    }
+  }
+};
+
+// What a block of kThreads copies: the rows of an item (past its last one, that one again), and keys of a tile.
+template <int kThreads, class T, int kDim, int kRows>
+ATTN_DEVICE void load_queries(const AttendParams& p, const RowItem& item, SharedRows<T, kDim, kRows>& q) {
+  q.template load<kThreads>(static_cast<const T*>(p.q.data) + item.seq.batch * p.q.batch, static_cast<int>(p.dim),
+                            rows_aligned(p.q), [&](int r) {
+                              r = min_i32(r, item.rows - 1);
+                              return item.head_of(r) * p.q.head + (item.seq.q_token + item.query_of(r)) * p.q.token;
+                            });
+}
+template <int kThreads, class T, int kDim>
+ATTN_DEVICE void load_keys(const AttendParams& p, const RowItem& item, const KeyTile& t,
+                           SharedRows<T, kDim, kTileKeys>& k, SharedRows<T, kDim, kTileKeys>& v) {
+  k.template load<kThreads>(static_cast<const T*>(p.k.data) + item.group.head_kv * p.k.head, static_cast<int>(p.dim),
+                            rows_aligned(p.k), [&](int r) { return t.k_row[r]; });
+  v.template load<kThreads>(static_cast<const T*>(p.v.data) + item.group.head_kv * p.v.head, static_cast<int>(p.dim_v),
+                            rows_aligned(p.v), [&](int r) { return t.v_row[r]; });
+}
+
+ATTN_DEVICE float row_gate(const AttendParams& p, const RowItem& item, int32_t r) {
+  const View3& x = p.head_gate;
+  return static_cast<const float*>(
+      x.data)[item.seq.batch * x.batch + item.head_of(r) * x.head + (item.seq.q_token + item.query_of(r)) * x.token];
+}
+
+// finish_row with the row's gate. Of keys in parts, one part has the sink.
+ATTN_DEVICE void finish_row_of(const AttendParams& p, const RowItem& item, int32_t r, float top, float sum, bool sink,
+                               float& factor, float& lse) {
+  const float logit = sink && p.sink_logits ? p.sink_logits[item.head_of(r)] * static_cast<float>(kLog2e) : -INFINITY;
+  finish_row(top, sum, logit, factor, lse);
+  if (p.head_gate.data) factor *= row_gate(p, item, r);
+}
+
+// Where row r lies in lse.
+ATTN_DEVICE int64_t lse_index(const AttendParams& p, const RowItem& item, int32_t r) {
+  return (item.seq.batch * p.heads + item.head_of(r)) * p.tq + item.seq.q_token + item.query_of(r);
+}
+
+template <class T> ATTN_DEVICE T* out_row(const AttendParams& p, const RowItem& item, int32_t r) {
+  return static_cast<T*>(p.out.data) + item.seq.batch * p.out.batch + item.head_of(r) * p.out.head +
+         (item.seq.q_token + item.query_of(r)) * p.out.token;
+}
+
+// Two neighbouring features of a row of `dim`; `pairs`: they may be written as one.
+template <class T> ATTN_DEVICE void store_pair(T* out, int64_t d, int64_t dim, bool pairs, float low, float high) {
+  if (pairs && d + 1 < dim) {
+    *reinterpret_cast<uint32_t*>(out + d) = seam::pack<T>(low, high);
+  } else {
+    if (d < dim) out[d] = seam::from_float<T>(low);
+    if (d + 1 < dim) out[d + 1] = seam::from_float<T>(high);
+  }
+}
+ATTN_DEVICE bool stores_pairs(const View4& x) {
+  return reinterpret_cast<uintptr_t>(x.data) % 4 == 0 && (x.batch | x.head | x.token) % 2 == 0;
+}
+
+}  // namespace attn::cuda
