@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.util
-import json
-import shlex
 import sys
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 
 from ..demo.progress import Progress
+from .cli import add_common, check_common, ended, header, write
 from .machine import facts
 from .measure import DIM, HEADS, KV_HEADS, Checks, run
 from .plan import DTYPES, Case, plan
 from .plots import draw
 from .report import markdown
-from .schema import VERSION, validate
-from .store import OtherRun, Store
+from .schema import validate
+from .store import Store
 from .timing import keep_memory
+
+PROGRAM = "python -m attn bench"
 
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m attn bench",
+        prog=PROGRAM,
         description="Times attn and its peers over the masks of LongCA-bench, after checking that "
         "each computes the same mask. Finished cases are kept: run it again to go on after an interruption. "
         "`python -m attn bench accuracy` measures what approximations lose instead.",
@@ -39,11 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--dtype", choices=(*DTYPES, "float16"), help=f"default: {' and '.join(DTYPES)}")
     p.add_argument("--lengths", type=int, nargs="+", default=[], help="tokens (default 1024 to 16384)")
-    p.add_argument("--rounds", type=int, help="interleaved rounds a case (default 7, quick 3)")
-    p.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
-    p.add_argument(
-        "--out", type=Path, default=Path("attn-bench"), help="folder for results (default attn-bench)"
-    )
+    add_common(p, "7, quick 3", "attn-bench")
     p.add_argument("--list", action="store_true", help="print the cases and stop")
     return p
 
@@ -54,20 +48,11 @@ def main(arguments: list[str]) -> int:
 
         return accuracy(arguments[1:])
     options = parser().parse_args(arguments)
-    try:
-        return _run(options, arguments)
-    except (OtherRun, ValueError) as error:
-        print(f"python -m attn bench: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    return ended(PROGRAM, partial(_run, options, arguments))
 
 
 def _chosen(options: argparse.Namespace) -> list[Case]:
-    for name, value in (("threads", options.threads), ("rounds", options.rounds)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_common(options)
     for length in options.lengths:
         if not 256 <= length <= 1 << 17:
             raise ValueError(f"--lengths must be 256 to {1 << 17}, got {length}")
@@ -105,17 +90,9 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     peaks: dict[str, float] = {}
     for finished in done:
         peaks[finished["dtype"]] = max(peaks.get(finished["dtype"], 0.0), finished["peak_gflops"])
-    record: dict[str, Any] = {
-        "schema": VERSION,
-        "command": shlex.join(["python", "-m", "attn", "bench", *arguments]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine,
-        "settings": settings,
-        "peaks_gflops": peaks,
-        "cases": done,
-    }
+    record = header(PROGRAM, arguments, machine, settings) | {"peaks_gflops": peaks, "cases": done}
     validate(record)
-    written = _write(record, options.out)
+    write(record, options.out, markdown, draw)
     wrong = [
         (case["case"], r["kernel"], r["reason"])
         for case in record["cases"]
@@ -124,7 +101,6 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     ]
     for name, kernel, reason in wrong:
         print(f"{name}: {kernel}: {reason}")
-    print("wrote " + ", ".join(map(str, written)))
     return 1 if any(kernel.startswith("attn") for _, kernel, _ in wrong) else 0
 
 
@@ -133,13 +109,3 @@ def _weight(case: Case) -> float:
     if case.stage == "decode":
         return 1.0
     return 1 + case.length**2 * 1e-6 * (2.5 if case.stage == "backward" else 1) + (20 if case.flex else 0)
-
-
-def _write(record: dict[str, Any], folder: Path) -> list[Path]:
-    written = [folder / "results.json", folder / "results.md"]
-    written[0].write_text(json.dumps(record, indent=1) + "\n")
-    written[1].write_text(markdown(record))
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no pictures: they need matplotlib (pip install 'attn[bench]')", file=sys.stderr)
-        return written
-    return written + draw(record, folder)

@@ -109,10 +109,12 @@ def panels(
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    figure = Figure(figsize=(5.2 * len(series) + 2.2, 4.6), layout="constrained")
+    columns = 2 if len(series) == 4 else len(series)
+    rows = -(-len(series) // columns)
+    figure = Figure(figsize=(5.2 * columns + 2.2, 4.4 * rows + 0.2), layout="constrained")
     names = list(dict.fromkeys([*axes.order, *(name for lines in series.values() for name in lines)]))
-    drawn = figure.subplots(1, len(series), squeeze=False)[0]
-    for axis, (title, lines) in zip(drawn, series.items(), strict=True):
+    drawn = figure.subplots(rows, columns, squeeze=False)
+    for axis, (title, lines) in zip(drawn.flat, series.items(), strict=True):
         for name, points in lines.items():
             index = names.index(name)
             ours = name.startswith("attn")
@@ -132,6 +134,10 @@ def panels(
         axis.set_yscale(axes.y_scale)
         if axes.y_scale != "linear":
             axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        heights = [y for points in lines.values() for _, y in points]
+        if axes.y_scale == "log" and max(heights) < 1000 * min(heights):
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_minor_locator(NullLocator())
         if axes.from_zero:
             axis.set_ylim(bottom=0)
         if axes.x_scale == "log10":
@@ -145,8 +151,9 @@ def panels(
             axis.set_xticks(ticks, [f"{int(x):,}" for x in ticks])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
-    drawn[0].set_ylabel(axes.y)
-    handles = {h.get_label(): h for axis in drawn for h in axis.get_lines()}
+    for axis in drawn[:, 0]:
+        axis.set_ylabel(axes.y)
+    handles = {h.get_label(): h for axis in drawn.flat for h in axis.get_lines()}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=9)
     figure.suptitle(axes.title)
     figure.savefig(path, dpi=120)

@@ -56,20 +56,31 @@ _CASE: dict[str, Any] = {
         "results": {"type": "array", "items": _RESULT},
     },
 }
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["schema", "command", "date", "machine", "settings", "peaks_gflops", "cases"],
-    "additionalProperties": False,
-    "properties": {
+
+
+def results(settings: list[str], more: dict[str, Any], case: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a results.json: what both commands' begin with, ``more``, and the cases."""
+    head = {
         "schema": {"enum": [VERSION]},
         "command": {"type": "string"},
         "date": {"type": "string"},
         "machine": {"type": "object", "required": ["cpu", "threads", "isa", "attn", "torch", "platform"]},
-        "settings": {"type": "object", "required": ["heads", "kv_heads", "head_dim", "rounds"]},
-        "peaks_gflops": {"type": "object", "description": "per dtype, the largest of the cases' peak_gflops"},
-        "cases": {"type": "array", "items": _CASE},
-    },
-}
+        "settings": {"type": "object", "required": settings},
+    }
+    properties = head | more | {"cases": {"type": "array", "items": case}}
+    return {
+        "type": "object",
+        "required": list(properties),
+        "additionalProperties": False,
+        "properties": properties,
+    }
+
+
+SCHEMA = results(
+    ["heads", "kv_heads", "head_dim", "rounds"],
+    {"peaks_gflops": {"type": "object", "description": "per dtype, the largest of the cases' peak_gflops"}},
+    _CASE,
+)
 _TYPES: dict[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,

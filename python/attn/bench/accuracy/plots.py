@@ -34,17 +34,26 @@ def draw(record: dict[str, Any], folder: Path) -> list[Path]:
     worse, recalled = "perplexity above exact attention's, %", "lines recalled, %"
     errors = _series(cases, "kept_area", "error", False)
     perplexities = _series(cases, "kept_area", "perplexity_change", False)
+    order = tuple(
+        dict.fromkeys(r["family"] for case in cases for r in case["results"] if r["family"] != "exact")
+    )
     pictures = (
         ("error_over_cost", errors, (area, error), "log"),
         ("error_over_time", _series(timed, "ms", "error", False), ("ms, one layer", error), "log"),
         ("perplexity_over_cost", perplexities, (area, worse), "symlog"),
+        (
+            "perplexity_over_time",
+            _series(timed, "ms", "perplexity_change", False),
+            ("ms, one layer", worse),
+            "symlog",
+        ),
         ("recall_over_cost", _series(cases, "kept_area", "recall", True), (area, recalled), "linear"),
     )
     written = []
     for name, series, (x, y), scale in pictures:
         if series:
             title = name.replace("_", " ").capitalize()
-            axes = Axes(x, y, title, "log10", scale, from_zero=scale == "linear")
+            axes = Axes(x, y, title, "log10", scale, from_zero=scale == "linear", order=order)
             written.append(panels(folder / f"{name}.png", series, axes))
     return written
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-VERSION = 1
+from ..schema import results
+
 _SHARE = {"type": "number"}
 _POSITIVE = {"type": "number", "exclusiveMinimum": 0}
 _RESULT: dict[str, Any] = {
@@ -75,16 +76,9 @@ _CASE: dict[str, Any] = {
         "results": {"type": "array", "items": _RESULT},
     },
 }
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["schema", "command", "date", "machine", "settings", "model", "cases"],
-    "additionalProperties": False,
-    "properties": {
-        "schema": {"enum": [VERSION]},
-        "command": {"type": "string"},
-        "date": {"type": "string"},
-        "machine": {"type": "object", "required": ["cpu", "threads", "isa", "attn", "torch", "platform"]},
-        "settings": {"type": "object", "required": ["quick", "seed", "rounds", "train_seconds"]},
+SCHEMA = results(
+    ["quick", "seed", "rounds", "train_seconds"],
+    {
         "model": {
             "type": "object",
             "required": [
@@ -103,6 +97,6 @@ SCHEMA: dict[str, Any] = {
                 "last_loss": {"type": "number", "description": "mean of the last 20 steps, recall weighted"},
             },
         },
-        "cases": {"type": "array", "items": _CASE},
     },
-}
+    _CASE,
+)
