@@ -170,7 +170,10 @@ def test_the_command(finished):
     assert results["attn linear"]["other"]
     assert "error" not in results["attn linear"]
     assert case["density"] == pytest.approx(257 / 512)
-    assert "| attn |" in (folder / "results.md").read_text()
+    text = (folder / "results.md").read_text()
+    assert "| attn |" in text
+    best = max(results["attn"]["gflops"], results["attn layout"]["gflops"]) * 1e-3
+    assert f"| causal | {best:.3f} (" in text
     for name in ("speed_over_length", "memory_over_length", "error_over_cost"):
         pytest.importorskip("matplotlib")
         assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

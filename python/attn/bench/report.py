@@ -28,8 +28,45 @@ def _row(result: dict[str, Any], peak: float) -> list[str]:
     ]
 
 
+def _ours(case: dict[str, Any]) -> str:
+    """TFLOP/s of attn's fastest exact kernel, and how many times those of the fastest peer they are."""
+    mine, peers = (
+        max(
+            (
+                r["gflops"]
+                for r in case["results"]
+                if "gflops" in r and r["kernel"].startswith("attn") == ours
+            ),
+            default=None,
+        )
+        for ours in (True, False)
+    )
+    if mine is None:
+        return ""
+    return f"{mine * 1e-3:.3f}" + ("" if peers is None else f" ({mine / peers:.1f}x)")
+
+
+def _summary(cases: list[dict[str, Any]]) -> list[str]:
+    """For every pass and dtype a table of masks and lengths."""
+    lines = [
+        "",
+        "## Summary",
+        "",
+        "TFLOP/s over the mask: attn's fastest exact kernel (over each case's fastest peer).",
+    ]
+    for stage, dtype in dict.fromkeys((c["stage"], c["dtype"]) for c in cases):
+        chosen = {(c["mask"], c["length"]): c for c in cases if (c["stage"], c["dtype"]) == (stage, dtype)}
+        lengths = sorted({length for _, length in chosen})
+        heads = " | ".join(f"{length:,}" for length in lengths)
+        lines += ["", f"| {stage}, {dtype} | {heads} |", "|---" + "|---:" * len(lengths) + "|"]
+        for mask in dict.fromkeys(mask for mask, _ in chosen):
+            cells = [_ours(chosen[mask, n]) if (mask, n) in chosen else "" for n in lengths]
+            lines.append(f"| {mask} | " + " | ".join(cells) + " |")
+    return lines
+
+
 def markdown(record: dict[str, Any]) -> str:
-    """A table for every case, after what it was measured on."""
+    """A summary, and a table for every case, after what it was measured on."""
     machine, settings = record["machine"], record["settings"]
     peaks = ", ".join(f"{name} {value:.0f} GFLOP/s" for name, value in record["peaks_gflops"].items())
     date, command = record["date"], record["command"]
@@ -45,7 +82,7 @@ Peak: PyTorch's fastest matrix product here, {peaks} with all threads.
 
 ms: median ± half the range. speed-up: over {BASELINE}, same rounds. TFLOP/s: over the exact area of the mask.
 memory: MiB, growth during a call, result included. error: from float64, by norm, of sampled rows."""
-    lines = text.splitlines()
+    lines = text.splitlines() + _summary(record["cases"])
     for case in record["cases"]:
         lines += [
             "",
