@@ -5,6 +5,7 @@ set(ATTN_OPS_SOURCES
   csrc/ops/attend.cpp
   csrc/ops/attend_args.cpp
   csrc/ops/attend_run.cpp
+  csrc/ops/backend.cpp
   csrc/ops/block_sparse.cpp
   csrc/ops/decode.cpp
   csrc/ops/flow.cpp
@@ -24,30 +25,15 @@ set(ATTN_OPS_SOURCES
   csrc/ops/register.cpp
   csrc/ops/s2.cpp)
 
-find_package(Python REQUIRED COMPONENTS Interpreter Development.Module)
-
-# Paths by asking Python, not find_package(Torch): that one asks for the CUDA toolkit torch was built with and injects flags.
-execute_process(COMMAND ${Python_EXECUTABLE} ${CMAKE_CURRENT_LIST_DIR}/torch_paths.py
-  OUTPUT_VARIABLE torch_found RESULT_VARIABLE torch_result ERROR_VARIABLE torch_error)
-if(NOT torch_result EQUAL 0)
-  message(FATAL_ERROR "${torch_error}")
-endif()
-list(GET torch_found 0 ATTN_TORCH_DIR)
-list(GET torch_found 1 ATTN_TORCH_VERSION)
-message(STATUS "torch ${ATTN_TORCH_VERSION} headers: ${ATTN_TORCH_DIR}")
-if(ATTN_TORCH_VERSION VERSION_LESS 2.10)
-  message(FATAL_ERROR "torch ${ATTN_TORCH_VERSION} is too old: attn needs torch >= 2.10 (stable ABI)")
-endif()
-
-add_library(attn_torch INTERFACE)
-target_include_directories(attn_torch SYSTEM INTERFACE ${ATTN_TORCH_DIR}/include)
-# 2.10 is the oldest torch that the one library runs on; newer names do not compile under this target.
-target_compile_definitions(attn_torch INTERFACE TORCH_TARGET_VERSION=0x020A000000000000)
-target_compile_options(attn_torch INTERFACE -ffile-prefix-map=${ATTN_TORCH_DIR}=torch)
-target_link_libraries(attn_torch INTERFACE ${ATTN_TORCH_DIR}/lib/libtorch_cpu.so ${ATTN_TORCH_DIR}/lib/libc10.so)
-
 add_library(attn_ops MODULE ${ATTN_OPS_SOURCES})
 target_link_libraries(attn_ops PRIVATE attn_kernels attn_torch)
+target_compile_definitions(attn_ops PRIVATE ATTN_HAS_CUDA=$<BOOL:${ATTN_HAS_CUDA}>)
+if(ATTN_HAS_CUDA)
+  target_sources(attn_ops PRIVATE $<TARGET_OBJECTS:attn_cuda>)
+  target_link_libraries(attn_ops PRIVATE CUDA::cudart_static)
+  # The C++ compiler links: the kernels need no device linking, and its options are set below.
+  set_target_properties(attn_ops PROPERTIES LINKER_LANGUAGE CXX CUDA_RESOLVE_DEVICE_SYMBOLS OFF)
+endif()
 if(ATTN_SANITIZE)
   target_compile_options(attn_ops PRIVATE -O1)
 else()
@@ -63,7 +49,7 @@ pybind11_add_module(_C MODULE csrc/module.cpp)
 target_link_libraries(_C PRIVATE attn_isa)
 target_compile_definitions(_C PRIVATE
   ATTN_VERSION="${ATTN_VERSION}" ATTN_TORCH_VERSION="${ATTN_TORCH_VERSION}" ATTN_ISAS="${ATTN_ISAS_TEXT}"
-  ATTN_STABLE_ABI="2.10" ATTN_BUILD_TYPE="$<CONFIG>")
+  ATTN_CUDA_ARCHS="${ATTN_CUDA_ARCHS_TEXT}" ATTN_STABLE_ABI="2.10" ATTN_BUILD_TYPE="$<CONFIG>")
 target_compile_options(_C PRIVATE -ffile-prefix-map=${pybind11_INCLUDE_DIR}=pybind11)
 
 if(ATTN_INPLACE)

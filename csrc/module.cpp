@@ -46,6 +46,7 @@ PYBIND11_MODULE(_C, m) {
                                                   {"compiler", compiler()},
                                                   {"torch_headers", ATTN_TORCH_VERSION},
                                                   {"torch_stable_abi", ATTN_STABLE_ABI},
+                                                  {"cuda_architectures", ATTN_CUDA_ARCHS},
                                                   {"build_type", ATTN_BUILD_TYPE}};
       },
       "How this library was built.");

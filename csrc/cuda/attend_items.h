@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attn/rows.h"
+#include "cuda/grid.h"
 
 namespace attn::cuda {
 
@@ -31,13 +32,12 @@ template <int kRows> struct RowGrid {
     return (p.tq + phase + t.block - 1) / t.block * t.tiles_per_block;
   }
 
-  static uint32_t places(const AttendParams& p) {
+  static int64_t places(const AttendParams& p) {
     const RowTiling t = row_tiling(p, 0, 0, kRows);
-    return static_cast<uint32_t>(p.cu_q ? first_place(p, t, p.sequences, p.tq) : p.batch * uniform_places(p, t));
+    return p.cu_q ? first_place(p, t, p.sequences, p.tq) : p.batch * uniform_places(p, t);
   }
-  static uint32_t head_groups(const AttendParams& p) {
-    return p.heads ? static_cast<uint32_t>(p.heads / heads_of_item(p, kRows, kRows)) : 0;
-  }
+  static int64_t head_groups(const AttendParams& p) { return p.heads ? p.heads / heads_of_item(p, kRows, kRows) : 0; }
+  static Grid grid(const AttendParams& p) { return {places(p), head_groups(p)}; }
 
   // False if the place has no rows. Later tiles come first: with a causal mask they are the longest.
   ATTN_HD static bool open(const AttendParams& p, int64_t place, int64_t head_group, RowItem& item) {

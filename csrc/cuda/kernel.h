@@ -1,29 +1,35 @@
-// From a kernel struct (Params, Shared, kThreads, static run) to a launch. Compiled by nvcc only.
+// Launches a kernel struct (Params, Shared, kThreads, grid, run) on the device; nvcc only.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "cuda/seam.h"
+#include "cuda/element.h"
+#include "cuda/grid.h"
+#include "cuda/refuse.h"
 
 namespace attn::cuda {
 
 template <class K> __global__ void __launch_bounds__(K::kThreads, 1)
     kernel(const __grid_constant__ typename K::Params p) {
-  extern __shared__ __align__(128) char shared[];
+  extern __shared__ __align__(128) unsigned char shared[];
   K::run(p, *reinterpret_cast<typename K::Shared*>(shared));
 }
 
-// Asynchronous on `stream`; nothing is launched for an empty grid.
-template <class K> cudaError_t launch(dim3 grid, const typename K::Params& params, cudaStream_t stream) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
+// Asynchronous on `stream`, of the current device; nothing is launched for an empty grid. `what` names the kernel in
+// errors.
+template <class K> void launch(const char* what, const typename K::Params& params, cudaStream_t stream) {
+  const Grid grid = K::grid(params);
+  if (grid.empty()) return;
   constexpr size_t shared = sizeof(typename K::Shared);
+  check_launch(what, grid, shared);
   if constexpr (shared > 48 * 1024) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
-    if (error != cudaSuccess) return error;
+    // For each device anew: the attribute belongs to it. Less than a microsecond.
+    check_result(
+        what, cudaFuncSetAttribute(kernel<K>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)));
   }
-  kernel<K><<<grid, K::kThreads, shared, stream>>>(params);
-  return cudaGetLastError();
+  const dim3 blocks(static_cast<uint32_t>(grid.x), static_cast<uint32_t>(grid.y), static_cast<uint32_t>(grid.z));
+  kernel<K><<<blocks, K::kThreads, shared, stream>>>(params);
+  check_result(what, cudaGetLastError());
 }
 
 }  // namespace attn::cuda

@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor> attend_forward(const Tensor& q, const Tensor& k, cons
                                           const OptionalTensor& segment_k, const OptionalTensor& cu_seqlens_q,
                                           const OptionalTensor& cu_seqlens_k, const OptionalTensor& sink_logits,
                                           const OptionalTensor& head_gate, bool skip_gated) {
-  const Check check("attend_forward");
+  const Check check("attend_forward", q);
   AttendParams p =
       attend_params(check, q, k, v,
                     {causal, window_left, window_right, sink_tokens, scale, softcap, key_log_weight, segment_q,
@@ -39,5 +39,7 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("attend_forward", TORCH_BOX(&attend_forward));
   m.impl("attend_backward", TORCH_BOX(&attend_backward));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("attend_forward", TORCH_BOX(&attend_forward)); }
 
 }  // namespace attn::ops

@@ -1,8 +1,8 @@
 // Allocates results, fills what no kernel writes, and calls the kernels.
 #include <limits>
 
-#include "attn/cpu.h"
 #include "ops/attend_args.h"
+#include "ops/backend.h"
 
 namespace attn::ops {
 namespace {
@@ -14,14 +14,14 @@ bool rows_left_over(const AttendParams& p) { return p.cu_q && p.cu_q[p.sequences
 bool keys_left_over(const AttendParams& p) { return p.cu_k && p.cu_k[p.sequences] < p.tk; }
 
 void check_like_out(const Check& check, const Tensor& t, const char* name, const AttendParams& p, const Tensor& q) {
-  check.on_cpu(t, name);
+  check.on_device(t, name);
   check.same_type(t, name, q, "q");
   check.shape(t, name, {p.batch, p.heads, p.tq, p.dim_v}, "[B, H, Tq, Dv]");
   check.last_contiguous(t, name);
 }
 
 void check_like_lse(const Check& check, const Tensor& t, const char* name, const AttendParams& p, const Tensor& q) {
-  check.on_cpu(t, name);
+  check.on_device(t, name);
   check.type(t, name, statistics_type(q));
   check.shape(t, name, {p.batch, p.heads, p.tq}, "[B, H, Tq]");
   check.contiguous(t, name);
@@ -30,16 +30,18 @@ void check_like_lse(const Check& check, const Tensor& t, const char* name, const
 }  // namespace
 
 std::tuple<Tensor, Tensor> run_forward(const Check& check, AttendParams& p, const Tensor& q) {
+  check_attend_forward_on(check, p);
   Tensor out = new_in_order_of(q, p.dim_v);
   Tensor lse = new_tensor(q, {p.batch, p.heads, p.tq}, statistics_type(q));
   if (!has_rows(p)) return {out, lse};
-  if (rows_left_over(p)) {
+  // On a GPU nobody has looked where the last packed sequence ends.
+  if (check.values_known() ? rows_left_over(p) : p.cu_q != nullptr) {
     torch::stable::zero_(out);
     torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   }
   p.out = check.view4(out);
   p.lse = lse.data_ptr();
-  cpu::attend_forward(p);
+  attend_forward_on(check, p);
   return {out, lse};
 }
 

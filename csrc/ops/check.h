@@ -61,7 +61,17 @@ inline const char* type_text(ScalarType type) {
 // Checks on behalf of one op.
 class Check {
  public:
+  // For an op with CPU kernels only.
   explicit Check(const char* op) : op_(op) {}
+  // For an op that runs where `like` is: its other tensors must be there too.
+  Check(const char* op, const Tensor& like) : op_(op) {
+    if (like.is_cuda()) cuda_ = like.get_device_index();
+  }
+
+  bool on_cuda() const { return cuda_ >= 0; }
+  int32_t device_index() const { return cuda_; }
+  // Can values be looked at? On a GPU that would wait for it.
+  bool values_known() const { return cuda_ < 0; }
 
   template <class... Parts>
   [[noreturn]] void fail(const Parts&... parts) const {
@@ -88,8 +98,13 @@ class Check {
     if (!same) fail(name, " must be ", layout, " = ", shape_text(sizes), ", got shape ", shape_text(t));
   }
 
-  void on_cpu(const Tensor& t, const char* name) const {
-    require(t.is_cpu(), name, " must be on the CPU like the other arguments");
+  void on_device(const Tensor& t, const char* name) const {
+    if (cuda_ < 0) {
+      require(t.is_cpu(), name, " must be on the CPU like the other arguments");
+    } else {
+      require(t.is_cuda() && t.get_device_index() == cuda_, name, " must be on cuda:", cuda_,
+              " like the other arguments");
+    }
   }
 
   void type(const Tensor& t, const char* name, ScalarType wanted) const {
@@ -137,7 +152,7 @@ class Check {
 
   // Index arguments: int32, contiguous in the last dimension.
   void index(const Tensor& t, const char* name, int64_t rank, const char* layout) const {
-    on_cpu(t, name);
+    on_device(t, name);
     type(t, name, ScalarType::Int);
     this->rank(t, name, rank, layout);
     last_contiguous(t, name);
@@ -153,6 +168,7 @@ class Check {
 
  private:
   const char* op_;
+  int32_t cuda_ = -1;  // index of the CUDA device, or -1
 };
 
 // Type of lse and other statistics: float32, float64 for float64 inputs.

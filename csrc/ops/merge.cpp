@@ -1,5 +1,6 @@
 #include "attn/merge.h"
 
+#include "ops/backend.h"
 #include "ops/check.h"
 
 namespace attn::ops {
@@ -35,7 +36,7 @@ DType check_parts(const Check& check, const Tensor& outs, const Tensor& lses) {
   const DType dtype = check.floating(outs, "outs");
   check.require(outs.size(0) >= 1, "outs must hold at least one part, got shape ", shape_text(outs));
   check.last_contiguous(outs, "outs");
-  check.on_cpu(lses, "lses");
+  check.on_device(lses, "lses");
   check.type(lses, "lses", statistics_type(outs));
   check.shape(lses, "lses", sizes_of(outs, 0, outs.dim() - 1), "outs without its last dimension");
   check.nonnegative_strides(lses, "lses");
@@ -51,10 +52,8 @@ View4 part_view(const Tensor& t, int64_t trailing) {
 }
 
 std::tuple<Tensor, Tensor> merge_states(const Tensor& outs, const Tensor& lses) {
-  const Check check("merge_states");
+  const Check check("merge_states", outs);
   const DType dtype = check_parts(check, outs, lses);
-  Tensor out = new_tensor(outs, sizes_of(outs, 1, outs.dim()), outs.scalar_type());
-  Tensor lse = new_tensor(outs, sizes_of(lses, 1, lses.dim()), lses.scalar_type());
   const Parts parts(outs, 1);
   MergeStatesParams p{};
   p.dtype = dtype;
@@ -65,33 +64,34 @@ std::tuple<Tensor, Tensor> merge_states(const Tensor& outs, const Tensor& lses) 
   p.dim = outs.size(outs.dim() - 1);
   p.outs = parts.view(outs);
   p.lses = Parts(lses, 0).view(lses);
+  check_merge_states_on(check, p);
+  Tensor out = new_tensor(outs, sizes_of(outs, 1, outs.dim()), outs.scalar_type());
+  Tensor lse = new_tensor(outs, sizes_of(lses, 1, lses.dim()), lses.scalar_type());
   p.out = out.data_ptr();
   p.lse = lse.data_ptr();
-  cpu::merge_states(p);
+  merge_states_on(check, p);
   return {out, lse};
 }
 
 std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& dout, const std::optional<Tensor>& dlse,
                                                  const Tensor& outs, const Tensor& lses, const Tensor& lse) {
-  const Check check("merge_states_backward");
+  const Check check("merge_states_backward", outs);
   const DType dtype = check_parts(check, outs, lses);
   const std::vector<int64_t> lse_sizes = sizes_of(lses, 1, lses.dim());
-  check.on_cpu(dout, "dout");
+  check.on_device(dout, "dout");
   check.same_type(dout, "dout", outs, "outs");
   check.shape(dout, "dout", sizes_of(outs, 1, outs.dim()), "one part of outs");
   check.last_contiguous(dout, "dout");
-  check.on_cpu(lse, "lse");
+  check.on_device(lse, "lse");
   check.same_type(lse, "lse", lses, "lses");
   check.shape(lse, "lse", lse_sizes, "one part of lses");
   check.contiguous(lse, "lse");
   if (dlse) {
-    check.on_cpu(*dlse, "dlse");
+    check.on_device(*dlse, "dlse");
     check.same_type(*dlse, "dlse", lses, "lses");
     check.shape(*dlse, "dlse", lse_sizes, "one part of lses");
     check.nonnegative_strides(*dlse, "dlse");
   }
-  Tensor douts = new_tensor(outs, sizes_of(outs, 0, outs.dim()), outs.scalar_type());
-  Tensor dlses = new_tensor(outs, sizes_of(lses, 0, lses.dim()), lses.scalar_type());
   const Parts parts(outs, 1);
   MergeStatesBackwardParams p{};
   p.dtype = dtype;
@@ -108,15 +108,23 @@ std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& dout, const std::
     const View4 v = part_view(*dlse, 0);
     p.dlse = {v.data, v.batch, v.head, v.token};
   }
+  check_merge_states_backward_on(check, p);
+  Tensor douts = new_tensor(outs, sizes_of(outs, 0, outs.dim()), outs.scalar_type());
+  Tensor dlses = new_tensor(outs, sizes_of(lses, 0, lses.dim()), lses.scalar_type());
   p.douts = douts.data_ptr();
   p.dlses = dlses.data_ptr();
-  cpu::merge_states_backward(p);
+  merge_states_backward_on(check, p);
   return {douts, dlses};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("merge_states", TORCH_BOX(&merge_states));
+  m.impl("merge_states_backward", TORCH_BOX(&merge_states_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("merge_states", TORCH_BOX(&merge_states));
   m.impl("merge_states_backward", TORCH_BOX(&merge_states_backward));
 }

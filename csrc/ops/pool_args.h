@@ -11,7 +11,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 // A [B, L, C] argument.
 inline TokenView token_view(const Check& check, const Tensor& t, const char* name, const char* layout = "[B, L, C]") {
-  check.on_cpu(t, name);
+  check.on_device(t, name);
   check.rank(t, name, 3, layout);
   check.last_contiguous(t, name);
   return {t.data_ptr(), t.stride(0), t.stride(1)};
@@ -28,7 +28,7 @@ inline TokenView token_view_like(const Check& check, const Tensor& t, const char
 inline MaskView mask_argument(const Check& check, const OptionalTensor& mask, const char* name, int64_t batch,
                               int64_t tokens) {
   if (!mask) return {nullptr, 0, 0};
-  check.on_cpu(*mask, name);
+  check.on_device(*mask, name);
   check.type(*mask, name, ScalarType::Bool);
   check.shape(*mask, name, {batch, tokens}, "[B, L]");
   check.nonnegative_strides(*mask, name);
@@ -63,7 +63,7 @@ inline Sequences sequences(const Check& check, int64_t batch, int64_t tokens, co
 // takes the id before it, so that whatever stands in padding does no harm.
 inline std::vector<int32_t> ascending_ids(const Check& check, const Tensor& ids, const Sequences& s,
                                           const MaskView& mask) {
-  check.on_cpu(ids, "segment_ids");
+  check.on_device(ids, "segment_ids");
   check.type(ids, "segment_ids", ScalarType::Int);
   check.shape(ids, "segment_ids", {s.batch, s.tokens}, "[B, L]");
   const int32_t* data = static_cast<const int32_t*>(ids.data_ptr());

@@ -12,7 +12,7 @@ AxisGateParams arguments(const Check& check, const Tensor& x, const Tensor& chan
   p.channels = x.size(1);
   p.time = x.size(2);
   const auto gate = [&](const Tensor& t, const char* name, int64_t size, const char* layout) {
-    check.on_cpu(t, name);
+    check.on_device(t, name);
     check.same_type(t, name, x, "x");
     check.shape(t, name, {p.batch, size}, layout);
     check.contiguous(t, name);

@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> topk_nodes(const Tensor& score, const Tensor& cu_seql
                                       std::optional<int64_t> k, std::optional<double> min_score) {
   const Check check("topk_nodes");
   TopkNodesParams p{};
-  check.on_cpu(score, "score");
+  check.on_device(score, "score");
   p.dtype = check.floating(score, "score");
   check.rank(score, "score", 1, "[N]");
   check.contiguous(score, "score");

@@ -57,7 +57,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ponet_forward(
   const ScalarType type = statistics_type(k);
   const std::vector<int64_t> sizes{p.sequences.count, p.channels};
   if (pooled_query) {
-    check.on_cpu(*pooled_query, "pooled_query");
+    check.on_device(*pooled_query, "pooled_query");
     check.type(*pooled_query, "pooled_query", type);
     check.shape(*pooled_query, "pooled_query", sizes, "[sequences, C]");
     check.contiguous(*pooled_query, "pooled_query");
@@ -87,7 +87,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ponet_backward(
   PonetParams& p = a.p;
   const ScalarType type = statistics_type(k);
   const auto statistic = [&](const Tensor& t, const char* name, int64_t width) {
-    check.on_cpu(t, name);
+    check.on_device(t, name);
     check.type(t, name, type);
     check.shape(t, name, {p.sequences.count, width}, "what ponet_forward returned");
     check.contiguous(t, name);

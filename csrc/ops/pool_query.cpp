@@ -14,7 +14,7 @@ struct QueryPoolOptions {
 };
 
 View4 head_view(const Check& check, const Tensor& t, const char* name, const char* layout) {
-  check.on_cpu(t, name);
+  check.on_device(t, name);
   check.rank(t, name, 4, layout);
   check.last_contiguous(t, name);
   return check.view4(t);
@@ -91,11 +91,11 @@ std::tuple<Tensor, Tensor, Tensor> query_pool_backward(const Tensor& dout, const
     check.same_type(*t, name, q, "q");
     check.shape(*t, name, sizes, "[sequences, H, M, Dv]");
   }
-  check.on_cpu(out, "out");
+  check.on_device(out, "out");
   check.contiguous(out, "out");
   p.out = out.data_ptr();
   if (p.activation == PoolActivation::softmax_keys) {
-    check.on_cpu(lse, "lse");
+    check.on_device(lse, "lse");
     check.type(lse, "lse", statistics_type(q));
     check.shape(lse, "lse", {sizes[0], sizes[1], sizes[2]}, "[sequences, H, M]");
     check.contiguous(lse, "lse");

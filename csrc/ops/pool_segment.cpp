@@ -50,7 +50,7 @@ SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTe
   p.reduce = reduction(check, reduce);
   check.require(!segment_ids || !cu_seqlens, "segment_ids and cu_seqlens exclude each other");
   if (cu_seqlens) {
-    check.on_cpu(x, "x");
+    check.on_device(x, "x");
     check.rank(x, "x", 2, "[N, C] with cu_seqlens");
     check.last_contiguous(x, "x");
     check.length(x.size(0), "the number of tokens");
@@ -61,7 +61,7 @@ SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTe
     p.offsets = cu_argument(check, *cu_seqlens, p.tokens);
     p.segments = cu_seqlens->size(0) - 1;
     if (mask) {
-      check.on_cpu(*mask, "mask");
+      check.on_device(*mask, "mask");
       check.type(*mask, "mask", ScalarType::Bool);
       check.shape(*mask, "mask", {p.tokens}, "[N]");
       check.nonnegative_strides(*mask, "mask");
@@ -111,7 +111,7 @@ Tensor segment_pool_backward(const Tensor& dout, const Tensor& x, const Optional
   const Check check("segment_pool_backward");
   SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduce, mask);
   check.require(tie == "first" || tie == "even", "tie must be 'first' or 'even', got '", tie.value, "'");
-  check.on_cpu(dout, "dout");
+  check.on_device(dout, "dout");
   check.same_type(dout, "dout", x, "x");
   check.shape(dout, "dout", pooled_sizes(a.p, cu_seqlens.has_value()), "the result of segment_pool_forward");
   check.last_contiguous(dout, "dout");

@@ -24,7 +24,7 @@ TapPoolParams arguments(const Check& check, const Tensor& x, const Tensor& weigh
     check.require(dilations[i] >= 0 && dilations[i] < INT32_MAX, "dilations must be >= 0, got ", dilations[i]);
     p.dilation[i] = static_cast<int32_t>(dilations[i]);
   }
-  check.on_cpu(weights, "weights");
+  check.on_device(weights, "weights");
   check.same_type(weights, "weights", x, "x");
   check.shape(weights, "weights", {p.batch, x.size(1), p.scales}, "[B, height * width, dilations]");
   p.weights = token_view(check, weights, "weights", "[B, height * width, dilations]");

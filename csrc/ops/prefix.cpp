@@ -8,7 +8,7 @@ PrefixPoolParams prefix_params(const Check& check, const Tensor& score, const Te
   PrefixPoolParams p{};
   p.dtype = check.floating(v, "v");
   check.rank(v, "v", 4, "[B, Hv, T, Dv]");
-  check.on_cpu(score, "score");
+  check.on_device(score, "score");
   check.same_type(score, "score", v, "v");
   check.rank(score, "score", 3, "[B, H, T]");
   p.batch = v.size(0);

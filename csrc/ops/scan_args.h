@@ -49,7 +49,7 @@ void set_packed(const Check& check, Params& p, const OptionalTensor& cu, int64_t
 inline MaskView mask_view(const Check& check, const OptionalTensor& mask, const char* name, int64_t batch,
                           int64_t tokens) {
   if (!mask) return {nullptr, 0, 0};
-  check.on_cpu(*mask, name);
+  check.on_device(*mask, name);
   check.type(*mask, name, ScalarType::Bool);
   check.shape(*mask, name, {batch, tokens}, "[B, T]");
   check.nonnegative_strides(*mask, name);
@@ -59,7 +59,7 @@ inline MaskView mask_view(const Check& check, const OptionalTensor& mask, const 
 // A contiguous tensor of statistics or states; null where absent.
 inline void* state_data(const Check& check, const Tensor& t, const char* name, const std::vector<int64_t>& sizes,
                         const char* layout, const Tensor& like) {
-  check.on_cpu(t, name);
+  check.on_device(t, name);
   check.type(t, name, statistics_type(like));
   check.shape(t, name, sizes, layout);
   check.contiguous(t, name);
@@ -73,7 +73,7 @@ inline void* state_data(const Check& check, const OptionalTensor& t, const char*
 // A tensor shaped and typed like the op's result.
 inline View4 result_view(const Check& check, const Tensor& t, const char* name, const std::vector<int64_t>& sizes,
                          const Tensor& like) {
-  check.on_cpu(t, name);
+  check.on_device(t, name);
   check.same_type(t, name, like, "q");
   check.shape(t, name, sizes, "[B, H, T, Dv]");
   check.last_contiguous(t, name);

@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import _C
 from .errors import BackendError
+
+HOW_TO_BUILD_CUDA = (
+    "install from source where nvcc >= 12 is on PATH: pip install . -Ccmake.define.ATTN_CUDA=ON"
+)
+# The largest of ATTN_CUDA_HEAD_DIMS (cmake/cuda.cmake).
+CUDA_MAX_HEAD_DIM = 256
 
 Facts = Mapping[str, Any]
 Predicate = Callable[[Facts], "str | None"]
@@ -30,6 +37,7 @@ class Backend:
         dtypes: element types of its floating point arguments.
         ops: functions it has kernels for, each with what further restricts it.
         predicates: restrictions common to all its functions.
+        op_dtypes: dtypes of functions that don't take all of `dtypes`.
     """
 
     name: str
@@ -37,6 +45,10 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
     ops: dict[str, tuple[Predicate, ...]]
     predicates: tuple[Predicate, ...] = field(default=())
+    op_dtypes: dict[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
+
+    def dtypes_of(self, op: str) -> tuple[torch.dtype, ...]:
+        return self.op_dtypes.get(op, self.dtypes)
 
     def reasons(self, op: str, facts: Facts) -> list[str]:
         """Why this backend cannot serve the call; empty if it can."""
@@ -49,8 +61,8 @@ class Backend:
                 f"serves {' and '.join(self.devices)} tensors, got {device}; "
                 f"move them with .to('{self.devices[0]}')"
             )
-        if dtype not in self.dtypes:
-            names = ", ".join(dtype_name(d) for d in self.dtypes)
+        if dtype not in self.dtypes_of(op):
+            names = ", ".join(dtype_name(d) for d in self.dtypes_of(op))
             why.append(f"supports dtypes {names}, got {dtype_name(dtype)}; convert with .to(...)")
         for predicate in (*self.predicates, *self.ops.get(op, ())):
             reason = predicate(facts)
@@ -83,6 +95,27 @@ _CPU_OPS: dict[str, tuple[Predicate, ...]] = {
     "window_pool": (),
 }
 
+
+def _kernels_built(facts: Facts) -> str | None:
+    return None if cuda_architectures() else f"this build has no CUDA kernels; {HOW_TO_BUILD_CUDA}"
+
+
+def _cuda_head_dim(facts: Facts) -> str | None:
+    if facts.get("head_dim", 0) <= CUDA_MAX_HEAD_DIM:
+        return None
+    given = facts["head_dim"]
+    return f"supports head dimensions up to {CUDA_MAX_HEAD_DIM}, got {given}; move the tensors to the CPU"
+
+
+# Functions with CUDA kernels; add a row here with the kernel.
+_CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
+    "attention": (_cuda_head_dim,),
+    "block_sparse_attention": (_cuda_head_dim,),
+    "s2_attention": (_cuda_head_dim,),
+    "merge_states": (),
+}
+_TENSOR_CORES = (torch.bfloat16, torch.float16)
+
 BACKENDS: tuple[Backend, ...] = (
     Backend(
         name="cpu",
@@ -91,7 +124,20 @@ BACKENDS: tuple[Backend, ...] = (
         dtypes=(torch.float32, torch.bfloat16, torch.float16, torch.float64),
         ops=_CPU_OPS,
     ),
+    Backend(
+        name="cuda",
+        devices=("cuda",),
+        dtypes=(torch.float32, torch.bfloat16, torch.float16),
+        ops=_CUDA_OPS,
+        predicates=(_kernels_built,),
+        op_dtypes=dict.fromkeys(("attention", "block_sparse_attention", "s2_attention"), _TENSOR_CORES),
+    ),
 )
+
+
+def cuda_architectures() -> str:
+    """GPU architectures that this build has kernels for; empty without CUDA kernels."""
+    return _C.build_info()["cuda_architectures"]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -122,8 +168,9 @@ def support_matrix() -> list[dict[str, str]]:
             "op": op,
             "backend": backend.name,
             "devices": ", ".join(backend.devices),
-            "dtypes": ", ".join(dtype_name(d) for d in backend.dtypes),
+            "dtypes": ", ".join(dtype_name(d) for d in backend.dtypes_of(op)),
         }
         for backend in BACKENDS
         for op in backend.ops
+        if backend.name != "cuda" or cuda_architectures()
     ]

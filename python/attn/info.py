@@ -87,6 +87,7 @@ def info() -> Info:
             "torch stable ABI": f">= {build['torch_stable_abi']}",
             "build type": build["build_type"],
             "instruction sets": ", ".join(_C.compiled_isas()),
+            "CUDA architectures": build["cuda_architectures"] or "none: built without CUDA kernels",
         },
         cpu={
             "model": _cpu_model(),

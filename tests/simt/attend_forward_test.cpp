@@ -18,7 +18,7 @@ constexpr double kLseTolerance = 4e-6;
 
 template <class E, int kDim> void run_dim(const AttendParams& p, simt::Order order) {
   using Kernel = cuda::AttendForward<typename DeviceElement<E>::type, kDim>;
-  simt::launch<Kernel>({cuda::AttendGrid::places(p), cuda::AttendGrid::head_groups(p)}, p, order);
+  simt::launch<Kernel>(p, order);
 }
 
 template <class E> void run(const AttendParams& p, simt::Order order = simt::Order::forward) {
@@ -273,8 +273,8 @@ TEST(SimtAttendGrid, EveryRowHasOnePlace) {
       for (int64_t h = 0; h < o.heads; ++h)
         for (int64_t q = 0; q < s.queries; ++q)
           want[static_cast<size_t>((s.batch * o.heads + h) * o.tq + s.q_token + q)] = 1;
-    for (uint32_t y = 0; y < cuda::AttendGrid::head_groups(p); ++y) {
-      for (uint32_t x = 0; x < cuda::AttendGrid::places(p); ++x) {
+    for (int64_t y = 0; y < cuda::AttendGrid::head_groups(p); ++y) {
+      for (int64_t x = 0; x < cuda::AttendGrid::places(p); ++x) {
         cuda::RowItem item;
         if (!cuda::AttendGrid::open(p, x, y, item)) continue;
         ASSERT_LE(item.rows, cuda::kBlockRows);

@@ -15,9 +15,8 @@ template <> struct DeviceElement<F16> { using type = seam::F16; };
 
 template <class E> void run(Case<E>& c, simt::Order order = simt::Order::forward) {
   using T = typename DeviceElement<E>::type;
-  const simt::Grid grid{cuda::merge_blocks(c.batch, c.heads, c.tokens)};
-  simt::launch<cuda::MergeStates<T>>(grid, c.forward(), order);
-  simt::launch<cuda::MergeStatesBackward<T>>(grid, c.backward(), order);
+  simt::launch<cuda::MergeStates<T>>(c.forward(), order);
+  simt::launch<cuda::MergeStatesBackward<T>>(c.backward(), order);
 }
 
 template <class E> class SimtMergeStates : public testing::Test {};

@@ -247,9 +247,9 @@ void run_blocks(Grid grid, int threads, size_t shared_bytes, Order order, const 
   block.shared = shared.get();
   block.shared_bytes = shared_bytes;
   block.error.clear();
-  for (uint32_t z = 0; z < grid.z; ++z)
-    for (uint32_t y = 0; y < grid.y; ++y)
-      for (uint32_t x = 0; x < grid.x; ++x) {
+  for (int64_t z = 0; z < grid.z; ++z)
+    for (int64_t y = 0; y < grid.y; ++y)
+      for (int64_t x = 0; x < grid.x; ++x) {
         block.index = {x, y, z};
         run_block(turns);
       }

@@ -1,6 +1,6 @@
-// Runs a kernel on the host. A kernel is a struct with Params, Shared, kThreads and a static run(params, shared), whose
-// only ways to its surroundings are the functions of cuda/seam.h. Blocks run one after another; the threads of a block
-// are fibers that change places where they wait for each other. See README.md.
+// Runs a kernel on the host. A kernel is a struct with Params, Shared, kThreads, and static grid(params) and
+// run(params, shared), whose only ways to its surroundings are the functions of cuda/seam.h. Blocks run one after
+// another; the threads of a block are fibers that change places where they wait for each other. See README.md.
 #pragma once
 
 #include <cstdint>
@@ -9,12 +9,14 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/grid.h"
+
 namespace attn::simt {
 
 // What a kernel did wrong.
 struct Error : std::runtime_error { using std::runtime_error::runtime_error; };
 
-struct Grid { uint32_t x = 1, y = 1, z = 1; };
+using Grid = cuda::Grid;
 
 // In which order the threads of a block get their turns. A right kernel gives the same bits for each.
 enum class Order { forward, backward, mixed };
@@ -47,6 +49,13 @@ void launch(Grid grid, const typename K::Params& params, Order order = Order::fo
   static_assert(sizeof(typename K::Shared) <= kMaxShared);
   run_blocks(grid, K::kThreads, sizeof(typename K::Shared), order,
              [&params](void* shared) { K::run(params, *static_cast<typename K::Shared*>(shared)); });
+}
+
+// With the grid that the launch on a GPU has.
+template <class K> void launch(const typename K::Params& params, Order order = Order::forward) {
+  const Grid grid = K::grid(params);
+  if (!grid.fits()) throw Error("a grid that CUDA doesn't launch");
+  launch<K>(grid, params, order);
 }
 
 }  // namespace attn::simt

@@ -1,4 +1,5 @@
-"""resources.py <nvcc> <source root>: registers, spills and stack of every CUDA kernel, from ptxas.
+"""resources.py <nvcc> <source root> <kernels.cu>: registers, spills and stack of every CUDA kernel, from
+ptxas.
 
 No GPU is needed. For each architecture every kernel must appear, keep its registers within LIMITS, spill
 nothing and use no local memory.
@@ -15,15 +16,13 @@ ARCHITECTURES = ("sm_80", "sm_90a")
 # that waits for memory.
 LIMITS = {"AttendForward": (6, 255), "MergeStates": (3, 64), "MergeStatesBackward": (3, 64)}
 
-nvcc, root = sys.argv[1], Path(sys.argv[2])
+nvcc, root, kernels = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
 wrong = []
 for architecture in ARCHITECTURES:
     with tempfile.TemporaryDirectory() as folder:
         command = [nvcc, "-std=c++20", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "--resource-usage"]
         command += [f"-I{root}/include", f"-I{root}/csrc", "-o", f"{folder}/kernels.cubin"]
-        done = subprocess.run(
-            [*command, str(root / "tests/static/kernels.cu")], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run([*command, kernels], capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
     report = done.stdout + done.stderr

@@ -29,6 +29,8 @@ template <class T, int kDim> struct AttendForward {
     bool open;
   };
 
+  static Grid grid(const Params& p) { return AttendGrid::grid(p); }
+
   ATTN_DEVICE static bool any_found(const Shared& shared) {
     int32_t any = 0;
     for (int w = 0; w < kWarps; ++w) any |= shared.found[w];

@@ -4,14 +4,15 @@
 #pragma once
 
 #include "attn/merge.h"
+#include "cuda/grid.h"
 #include "cuda/seam.h"
 
 namespace attn::cuda {
 
 constexpr int kMergeThreads = 128;  // four rows a block: enough warps on an SM, short tail
 
-constexpr uint32_t merge_blocks(int64_t batch, int64_t heads, int64_t tokens) {
-  return static_cast<uint32_t>((batch * heads * tokens + kMergeThreads / 32 - 1) / (kMergeThreads / 32));
+template <class Params> Grid merge_grid(const Params& p) {
+  return {(p.batch * p.heads * p.tokens + kMergeThreads / 32 - 1) / (kMergeThreads / 32)};
 }
 
 struct MergeRow {
@@ -31,6 +32,7 @@ template <class T> struct MergeStates {
   static constexpr int kThreads = kMergeThreads;
   using Params = MergeStatesParams;
   struct Shared {};
+  static Grid grid(const Params& p) { return merge_grid(p); }
 
   ATTN_DEVICE static void run(const Params& p, Shared&) {
     constexpr int kFeatures = 4;  // of a lane at once: loads in flight
@@ -63,6 +65,7 @@ template <class T> struct MergeStatesBackward {
   static constexpr int kThreads = kMergeThreads;
   using Params = MergeStatesBackwardParams;
   struct Shared {};
+  static Grid grid(const Params& p) { return merge_grid(p); }
 
   ATTN_DEVICE static void run(const Params& p, Shared&) {
     const int64_t rows = p.batch * p.heads * p.tokens;

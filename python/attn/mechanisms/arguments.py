@@ -116,7 +116,7 @@ def query_key(op: str, q: Any, k: Any) -> tuple[Tensor, Tensor]:
             f"q must have a multiple of the heads of k and v, got {heads} and {kv_heads} "
             f"(shapes {list(q_shape)} and {list(k_shape)})"
         )
-    require_backend(op, q)
+    require_backend(op, q, head_dim=dim)
     return last_contiguous(q), last_contiguous(k)
 
 

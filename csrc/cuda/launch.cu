@@ -1,0 +1,133 @@
+// Which instantiation serves a call, and what is said where none does.
+#include "cuda/launch.h"
+
+#include <algorithm>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/launchers.h"
+#include "cuda/refuse.h"
+
+namespace attn::cuda {
+namespace {
+
+template <class... Parts> [[noreturn]] void refuse(const char* what, const Parts&... parts) {
+  std::ostringstream text;
+  text << what << " on CUDA: ";
+  (text << ... << parts);
+  throw std::runtime_error(text.str());
+}
+
+const char* name_of(DType type) {
+  switch (type) {
+    case DType::f32: return "float32";
+    case DType::f64: return "float64";
+    case DType::bf16: return "bfloat16";
+    case DType::f16: return "float16";
+  }
+  return "another dtype";
+}
+
+[[noreturn]] void refuse_dtype(const char* what, const char* supported, DType given) {
+  refuse(what, "supports ", supported, ", got ", name_of(given),
+         "; convert with .to(torch.bfloat16), or move the tensors to the CPU");
+}
+
+int attribute(const char* what, cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
+  check_result(what, cudaGetDevice(&device));
+  check_result(what, cudaDeviceGetAttribute(&value, attribute, device));
+  return value;
+}
+
+std::string device_text(const char* what) {
+  return "sm_" + std::to_string(attribute(what, cudaDevAttrComputeCapabilityMajor)) +
+         std::to_string(attribute(what, cudaDevAttrComputeCapabilityMinor));
+}
+
+// A launcher takes the parameters of its op and a stream.
+template <class Params> using Launcher = void (*)(const Params&, Stream);
+
+// The instantiation with the fewest features of a row that hold the head dimensions: Family::of<kDim> for a kDim of
+// ATTN_CUDA_HEAD_DIMS, which every kernel with a kDim has.
+template <class Family> auto by_dim(const char* what, const AttendParams& p) {
+  const int64_t dim = std::max(p.dim, p.dim_v);
+#define ATTN_CUDA_DIM(kDim) \
+  if (dim <= kDim) return Family::template of<kDim>;
+#include "attn_cuda_dims.inc"
+#undef ATTN_CUDA_DIM
+  int most = 0;
+#define ATTN_CUDA_DIM(kDim) most = kDim;
+#include "attn_cuda_dims.inc"
+#undef ATTN_CUDA_DIM
+  refuse(what, "head dimensions of q, k and v must be at most ", most, ", got ", p.dim, " and ", p.dim_v,
+         "; move the tensors to the CPU");
+}
+
+template <DType kType> struct AttendForwardOf {
+  template <int kDim> static constexpr Launcher<AttendParams> of = launch_attend_forward<kType, kDim>;
+};
+
+Launcher<AttendParams> choose(const AttendParams& p) {
+  constexpr const char* what = "attention forward";
+  switch (p.dtype) {
+    case DType::bf16: return by_dim<AttendForwardOf<DType::bf16>>(what, p);
+    case DType::f16: return by_dim<AttendForwardOf<DType::f16>>(what, p);
+    default: refuse_dtype(what, "bfloat16 and float16", p.dtype);
+  }
+}
+
+Launcher<MergeStatesParams> choose(const MergeStatesParams& p) {
+  switch (p.dtype) {
+    case DType::f32: return launch_merge_states<DType::f32>;
+    case DType::bf16: return launch_merge_states<DType::bf16>;
+    case DType::f16: return launch_merge_states<DType::f16>;
+    default: refuse_dtype("merge_states", "float32, bfloat16 and float16", p.dtype);
+  }
+}
+
+Launcher<MergeStatesBackwardParams> choose(const MergeStatesBackwardParams& p) {
+  switch (p.dtype) {
+    case DType::f32: return launch_merge_states_backward<DType::f32>;
+    case DType::bf16: return launch_merge_states_backward<DType::bf16>;
+    case DType::f16: return launch_merge_states_backward<DType::f16>;
+    default: refuse_dtype("merge_states backward", "float32, bfloat16 and float16", p.dtype);
+  }
+}
+
+}  // namespace
+
+void check_launch(const char* what, const Grid& grid, size_t shared) {
+  if (!grid.fits()) {
+    refuse(what, "the call needs a grid of ", grid.x, " x ", grid.y, " x ", grid.z,
+           " blocks, CUDA allows 2147483647 x 65535 x 65535; split it by batch or heads");
+  }
+  const int have = attribute(what, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (shared <= static_cast<size_t>(have)) return;
+  refuse(what, "its kernel needs ", (shared + 1023) / 1024, " KiB of shared memory a block, this GPU (",
+         device_text(what), ") has ", have / 1024,
+         "; use head dimensions up to 128, or a GPU with more (sm_80, sm_87, sm_90, sm_100)");
+}
+
+void check_result(const char* what, cudaError_t result) {
+  if (result == cudaSuccess) return;
+  cudaGetLastError();  // an error of a launch isn't left for the next call to find
+  if (result == cudaErrorNoKernelImageForDevice || result == cudaErrorInvalidDeviceFunction ||
+      result == cudaErrorUnsupportedPtxVersion) {
+    refuse(what, cudaGetErrorString(result),
+           "; this build has kernels for architectures " ATTN_CUDA_ARCHS
+           " (GPUs before sm_80 are not supported); build for yours: pip install . -Ccmake.define.ATTN_CUDA_ARCHS=...");
+  }
+  refuse(what, cudaGetErrorString(result), " (", cudaGetErrorName(result), ")");
+}
+
+#define ATTN_CUDA_OP(function, Params)                                                   \
+  void function(const Params& params, Stream stream) { choose(params)(params, stream); } \
+  void check_##function(const Params& params) { choose(params); }
+ATTN_CUDA_OP(attend_forward, AttendParams)
+ATTN_CUDA_OP(merge_states, MergeStatesParams)
+ATTN_CUDA_OP(merge_states_backward, MergeStatesBackwardParams)
+#undef ATTN_CUDA_OP
+
+}  // namespace attn::cuda

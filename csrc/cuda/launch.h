@@ -1,0 +1,28 @@
+// The CUDA backend as csrc/ops sees it: like include/attn/cpu.h, on a stream. Everything is asynchronous: no
+// synchronisation and no allocation, so calls can be captured in a CUDA graph. The current device must be the stream's.
+// What this build has no kernel for, or the GPU can't run, throws std::runtime_error before anything is launched.
+#pragma once
+
+#include "attn/merge.h"
+#include "attn/params.h"
+
+// As cuda_runtime.h has it.
+struct CUstream_st;
+
+namespace attn::cuda {
+
+using Stream = CUstream_st*;
+
+// f16 and bf16, head dimensions up to the largest of the build (256 unless configured otherwise).
+void attend_forward(const AttendParams& params, Stream stream);
+
+// f32, f16 and bf16.
+void merge_states(const MergeStatesParams& params, Stream stream);
+void merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
+
+// Throws what the call would for its dtype and head dimensions, whatever the machine; reads no pointer.
+void check_attend_forward(const AttendParams& params);
+void check_merge_states(const MergeStatesParams& params);
+void check_merge_states_backward(const MergeStatesBackwardParams& params);
+
+}  // namespace attn::cuda

@@ -1,0 +1,13 @@
+// The instantiations that launch.cu chooses from. Each is a translation unit of its own, written by cmake/cuda.cmake
+// from its table.
+#pragma once
+
+#include "cuda/launch.h"
+
+namespace attn::cuda {
+
+template <DType kType, int kDim> void launch_attend_forward(const AttendParams& params, Stream stream);
+template <DType kType> void launch_merge_states(const MergeStatesParams& params, Stream stream);
+template <DType kType> void launch_merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
+
+}  // namespace attn::cuda

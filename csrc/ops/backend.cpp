@@ -1,0 +1,85 @@
+#include "ops/backend.h"
+
+#if ATTN_HAS_CUDA
+#include <dlfcn.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "cuda/launch.h"
+
+// Weak: a torch without CUDA doesn't have it, and the same library must load there.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index, void** stream);
+#endif
+
+namespace attn::ops {
+namespace {
+
+#if ATTN_HAS_CUDA
+
+using GetStream = AOTITorchError (*)(int32_t, void**);
+
+GetStream find_get_stream() {
+  if (aoti_torch_get_current_cuda_stream) return aoti_torch_get_current_cuda_stream;
+  // It lies in libtorch_cuda, which torch may have loaded without making its names global.
+  void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+  void* found = library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr;
+  return reinterpret_cast<GetStream>(found);
+}
+
+// Makes the tensors' device current while it lives.
+class OnDevice {
+ public:
+  explicit OnDevice(const Check& check) : guard_(check.device_index()) {
+    static const GetStream get_stream = find_get_stream();
+    if (!get_stream) check.fail("this torch has no CUDA streams; install a CUDA build of torch");
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(get_stream(check.device_index(), &stream));
+    stream_ = static_cast<cuda::Stream>(stream);
+  }
+  cuda::Stream stream() const { return stream_; }
+
+ private:
+  torch::stable::accelerator::DeviceGuard guard_;
+  cuda::Stream stream_;
+};
+
+// Kernels know neither the op nor its arguments' names.
+template <class F> void named(const Check& check, F&& call) {
+  try {
+    call();
+  } catch (const std::runtime_error& error) { check.fail(error.what()); }
+}
+
+#define ATTN_CUDA_CHECK(function) named(check, [&] { cuda::check_##function(params); })
+#define ATTN_CUDA_CALL(function) named(check, [&] { cuda::function(params, OnDevice(check).stream()); })
+
+#else
+
+[[noreturn]] void no_kernels(const Check& check) {
+  check.fail(
+      "this build has no CUDA kernels; install from source with nvcc >= 12 on PATH (pip install . "
+      "-Ccmake.define.ATTN_CUDA=ON), or move the tensors to the CPU with .cpu()");
+}
+
+#define ATTN_CUDA_CHECK(function) no_kernels(check)
+#define ATTN_CUDA_CALL(function) no_kernels(check)
+
+#endif
+
+}  // namespace
+
+// One row for each function that both backends have.
+#define ATTN_BACKEND(function, Params)                                   \
+  void check_##function##_on(const Check& check, const Params& params) { \
+    static_cast<void>(params);                                           \
+    if (check.on_cuda()) ATTN_CUDA_CHECK(function);                      \
+  }                                                                      \
+  void function##_on(const Check& check, const Params& params) {         \
+    if (check.on_cuda()) ATTN_CUDA_CALL(function);                       \
+    else cpu::function(params);                                          \
+  }
+
+ATTN_BACKEND(attend_forward, AttendParams)
+ATTN_BACKEND(merge_states, MergeStatesParams)
+ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)
+
+}  // namespace attn::ops

@@ -1,0 +1,20 @@
+// Calls the kernels of the device that a call's tensors are on. check_*_on refuses what there is no kernel for, before
+// results are allocated.
+#pragma once
+
+#include "attn/cpu.h"
+#include "attn/merge.h"
+#include "ops/check.h"
+
+namespace attn::ops {
+
+void check_attend_forward_on(const Check& check, const AttendParams& params);
+void attend_forward_on(const Check& check, const AttendParams& params);
+
+void check_merge_states_on(const Check& check, const MergeStatesParams& params);
+void merge_states_on(const Check& check, const MergeStatesParams& params);
+
+void check_merge_states_backward_on(const Check& check, const MergeStatesBackwardParams& params);
+void merge_states_backward_on(const Check& check, const MergeStatesBackwardParams& params);
+
+}  // namespace attn::ops

@@ -1,0 +1,162 @@
+"""Public functions on fake CUDA tensors: what they return, what they refuse and what a tracer sees of them,
+without a GPU.
+"""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils import _pytree as pytree
+
+import attn
+import test_errors as errors
+from attn import capability
+from cases import CASES
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """As if this build had CUDA kernels."""
+    monkeypatch.setattr(capability, "cuda_architectures", lambda: "80-real 90")
+
+
+@pytest.fixture
+def any_dtype(kernels, monkeypatch):
+    """As if they took every dtype, so that a call's other faults are found."""
+    changed = [
+        dataclasses.replace(b, op_dtypes={}, ops={**b.ops, "hip_attention": (), "hip_select": ()})
+        if b.name == "cuda"
+        else b
+        for b in capability.BACKENDS
+    ]
+    monkeypatch.setattr(capability, "BACKENDS", tuple(changed))
+
+
+def fake_cuda(mode: FakeTensorMode, tree):
+    """The tensors of `tree` on a fake cuda:0, strides kept."""
+
+    def one(x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return mode.from_tensor(x)
+        with mode:
+            y = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device="cuda:0")
+        return y.requires_grad_(x.requires_grad)
+
+    return pytree.tree_map_only(Tensor, one, tree)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_results_are_those_of_the_cpu(case, kernels):
+    inputs = case.inputs(torch.bfloat16)
+    expected = attn.attention(inputs.q, inputs.k, inputs.v, **inputs.options, return_lse=True)
+    mode = FakeTensorMode()
+    (q, k, v), options = fake_cuda(mode, ((inputs.q, inputs.k, inputs.v), inputs.options))
+    with mode:
+        actual = attn.attention(q, k, v, **options, return_lse=True)
+    for a, e in zip(actual, expected, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (e.shape, e.stride(), e.dtype)
+        assert a.device == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments", "error", "text"),
+    [
+        *(pytest.param(attn.attention, *row, id=f"attention {id}") for id, row in errors.ATTENTION.items()),
+        *(pytest.param(*row, id=id) for id, row in errors.MECHANISMS.items()),
+    ],
+)
+def test_the_errors_of_the_cpu(function, arguments, error, text, any_dtype):
+    if re.search("must (start|not decrease|not exceed|be at least the longest)", text):
+        pytest.skip("needs the values of cu_seqlens, which a GPU would have to be waited for")
+    if error is attn.BackendError:
+        text = "supports dtypes float32, bfloat16, float16, got int64"
+    mode = FakeTensorMode()
+    arguments = fake_cuda(mode, arguments)
+    with (
+        mode,
+        pytest.raises(
+            error, match=text.replace("on cpu", "on cuda:0").replace("got Tensor", "got FakeTensor")
+        ),
+    ):
+        function(**arguments)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtypes_without_kernels(dtype, kernels):
+    mode = FakeTensorMode()
+    q = fake_cuda(mode, torch.zeros(1, 2, 16, 8, dtype=dtype))
+    name = str(dtype).removeprefix("torch.")
+    wanted = f"cuda: supports dtypes bfloat16, float16, got {name}; convert with"
+    with mode, pytest.raises(attn.BackendError, match=wanted):
+        attn.attention(q, q, q)
+
+
+def test_head_dimensions_without_kernels(kernels):
+    mode = FakeTensorMode()
+    q = fake_cuda(mode, torch.zeros(1, 2, 16, 300, dtype=torch.bfloat16))
+    with mode, pytest.raises(attn.BackendError, match="cuda: supports head dimensions up to 256, got 300"):
+        attn.attention(q, q, q)
+
+
+def test_functions_without_kernels(kernels):
+    mode = FakeTensorMode()
+    q = fake_cuda(mode, torch.zeros(1, 2, 16, 8))
+    with mode, pytest.raises(attn.BackendError, match="cuda: has no kernels for flow_attention"):
+        attn.flow_attention(q, q, q)
+
+
+def test_a_build_without_kernels(monkeypatch):
+    monkeypatch.setattr(capability, "cuda_architectures", lambda: "")
+    mode = FakeTensorMode()
+    q = fake_cuda(mode, torch.zeros(1, 2, 16, 8, dtype=torch.bfloat16))
+    with (
+        mode,
+        pytest.raises(attn.BackendError, match=r"cuda: this build has no CUDA kernels; .*ATTN_CUDA=ON"),
+    ):
+        attn.attention(q, q, q)
+    assert "cuda" not in {row["backend"] for row in capability.support_matrix()}
+
+
+FUNCTIONS = {
+    "attend_forward": lambda q, k, v, layout: attn.attention(q, k, v, causal=True),
+    "block_sparse_forward": lambda q, k, v, layout: attn.attention(q, k, v, layout=layout),
+    "s2_forward": lambda q, k, v, layout: attn.s2_attention(q, k, v),
+    "merge_states": lambda q, k, v, layout: attn.merge_states(
+        torch.stack((q, q)), q.new_zeros((2, *q.shape[:3]), dtype=torch.float32)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_one_op_in_the_graph(name, kernels):
+    q, k, v = (torch.zeros(1, h, 128, 64, dtype=torch.bfloat16) for h in (4, 2, 2))
+    layout = attn.patterns.sliding_window(128, 128, window=(20, 0), block_q=64, block_k=64)
+    mode = FakeTensorMode()
+    arguments = fake_cuda(mode, (q, k, v, layout))
+    with mode:
+        graph = make_fx(FUNCTIONS[name])(*arguments).graph
+    ops = [str(node.target) for node in graph.nodes if str(node.target).startswith("attn.")]
+    assert ops == [f"attn.{name}.default"]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_exported_on_cuda(dynamic, kernels):
+    class Model(torch.nn.Module):
+        def forward(self, q, k, v):
+            return attn.attention(2 * q, k, v, causal=True)
+
+    q, k, v = (torch.zeros(1, h, 128, 64, dtype=torch.bfloat16) for h in (4, 2, 2))
+    mode = FakeTensorMode()
+    arguments = fake_cuda(mode, (q, k, v))
+    tokens = torch.export.Dim("tokens", min=2, max=4096)
+    shapes = ({2: tokens},) * 3 if dynamic else None
+    with mode:
+        program = torch.export.export(Model(), arguments, dynamic_shapes=shapes)
+    (node,) = [n for n in program.graph.nodes if "attend_forward" in str(n.target)]
+    assert node.meta["val"][0].device == torch.device("cuda:0")
