@@ -7,12 +7,12 @@ from tokens on it is timed on one head and its time multiplied by the number of 
 from __future__ import annotations
 
 import statistics
-import time
 
 import torch
 from common import Bench, arguments, attention_gflop
 
 import attn
+from attn.bench.timing import interleaved, once
 
 sdpa = torch.nn.functional.scaled_dot_product_attention
 
@@ -45,15 +45,8 @@ def main() -> None:
             continue
         one = [x[:, :1].contiguous() for x in (q, k, v)]
         hip()
-        times = {"hip": [], "select": []}
-        start = time.perf_counter()
-        sdpa(*one, is_causal=True)
-        sdpa_one = time.perf_counter() - start
-        for _ in range(bench.rounds):
-            for key, call in (("hip", hip), ("select", select)):
-                start = time.perf_counter()
-                call()
-                times[key].append(time.perf_counter() - start)
+        sdpa_one = once(lambda: sdpa(*one, is_causal=True))
+        times = interleaved({"hip": hip, "select": select}, bench.rounds)
         ms = {key: statistics.median(values) * 1e3 for key, values in times.items()}
         ms["sdpa"] = sdpa_one * args.heads * 1e3
         row = {
