@@ -9,7 +9,8 @@ from types import MappingProxyType
 from typing import Any
 
 Point = tuple[float, float]
-_MARKERS = "osD^vP*X<>hd"  # not as many as colours, so that pairs differ
+_MARKERS = "osD^vP*X<>hd"
+_COLOURS = (*(f"C{i}" for i in range(10)), "navy", "goldenrod", "black", "crimson")
 
 
 def _measured(case: dict[str, Any], field: str) -> list[tuple[str, float]]:
@@ -122,7 +123,7 @@ def panels(
                 *zip(*points, strict=True),
                 linestyle="-" if axes.joined else "none",
                 marker=_MARKERS[index % len(_MARKERS)],
-                color=f"C{index % 10}",
+                color=_COLOURS[index % len(_COLOURS)],
                 linewidth=2.2 if ours else 1.2,
                 markersize=5 if axes.joined else 8,
                 markerfacecolor=None if ours else "white",
