@@ -16,7 +16,7 @@ ISAS ?= generic avx2 avx512 $(WIDEST)
 # One set for each vector width: sanitized kernels take long to compile.
 SANITIZED ?= generic;avx2;$(WIDEST)
 
-.PHONY: demo test test-cpp test-sanitize test-python lint format clean
+.PHONY: demo test test-cpp test-sanitize test-python lint format docs clean
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -75,6 +75,15 @@ lint: $(VENV)/.lint
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run -Werror $$(git ls-files '*.h' '*.cpp' '*.cuh' '*.cu')
+
+# The site of docs/, in build/site; a warning is an error. Needs neither torch nor a compiler.
+$(VENV)/.docs: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py docs)
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

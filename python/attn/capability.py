@@ -96,11 +96,14 @@ _CPU_OPS: dict[str, tuple[Predicate, ...]] = {
 }
 
 
+# The docstring of a predicate is its line in docs/support.md.
 def _kernels_built(facts: Facts) -> str | None:
+    """Only in builds with CUDA kernels (ATTN_CUDA)."""
     return None if cuda_architectures() else f"this build has no CUDA kernels; {HOW_TO_BUILD_CUDA}"
 
 
 def _cuda_head_dim(facts: Facts) -> str | None:
+    """Head dimensions up to 256."""
     if facts.get("head_dim", 0) <= CUDA_MAX_HEAD_DIM:
         return None
     given = facts["head_dim"]

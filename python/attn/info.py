@@ -13,6 +13,7 @@ import torch
 from . import _C
 from ._version import __version__
 from .capability import support_matrix
+from .support import matrix
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,17 @@ def info() -> Info:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m attn info`"""
+    """`python -m attn info [--matrix]`"""
+    if arguments == ["--matrix"]:
+        print(matrix(), end="")
+        return 0
     if arguments:
-        print("usage: python -m attn info", file=sys.stderr)
-        return 2
+        print(
+            "usage: python -m attn info [--matrix]\n\n"
+            "  without an option: what is installed, to paste into an issue\n"
+            "  --matrix: which functions a backend serves, as the Markdown of docs/support.md",
+            file=sys.stdout if arguments in (["-h"], ["--help"]) else sys.stderr,
+        )
+        return 0 if arguments in (["-h"], ["--help"]) else 2
     print(info())
     return 0

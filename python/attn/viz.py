@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .layout import BlockLayout
+from .layout.plot import label, panels
 from .layout.plot import plot as plot_layout
 from .patterns import sink_window, strided
 from .selection import HipSelection
@@ -108,12 +109,6 @@ def plot_selection(
         batch: which batch entry.
         max_heads: heads drawn at most.
     """
-    try:
-        from matplotlib.colors import LogNorm
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator
-    except ImportError as error:
-        raise ImportError("plotting a selection needs matplotlib: pip install 'attn[viz]'") from error
     batches, heads, blocks, _ = selection.index.shape
     if blocks != -(-q_len // block_size_q):
         raise ValueError(
@@ -123,10 +118,10 @@ def plot_selection(
     if not 0 <= batch < batches:
         raise ValueError(f"batch must be in [0, {batches}), got {batch}")
     shown = min(heads, max_heads)
-    columns = min(max(1, shown), 4)
-    lines = max(1, -(-shown // columns))
-    figure = Figure(figsize=(1.2 + 3.4 * columns, 0.8 + 3.4 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    figure, axes = panels(shown, "a selection", beside=1.6)
+    from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator, NullLocator
+
     sizes = {"block_size_q": block_size_q, "block_size_k": block_size_k}
     rasters = [
         selection_raster(selection, q_len, kv_len, batch=batch, head=head, **sizes) for head in range(shown)
@@ -149,16 +144,19 @@ def plot_selection(
             aspect="auto",
             interpolation="nearest",
         )
-        axis.set(xlim=(0, kv_len), ylim=(q_len, 0))
-        axis.set_title(f"head {head}" if heads > 1 else "all heads", fontsize=9)
-        axis.set_xlabel("key", fontsize=8)
-        axis.set_ylabel("query", fontsize=8)
-        axis.tick_params(labelsize=7)
-        axis.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        label(axis, f"head {head}" if heads > 1 else "all heads", q_len, kv_len)
     if image is not None:
-        figure.colorbar(image, ax=axes.tolist(), label="share of keys chosen", shrink=0.8)
+        bar = figure.colorbar(
+            image,
+            ax=axes,
+            label="share of keys chosen",
+            shrink=0.8,
+            ticks=LogLocator(),
+            format=lambda share, _: f"{100 * share:g} %",
+        )
+        bar.ax.yaxis.set_minor_locator(NullLocator())
     more = f", first {shown} of {heads} heads" if shown < heads else ""
-    figure.suptitle(f"HiP's choice: {q_len} x {kv_len} tokens{more}", fontsize=10)
+    figure.suptitle(f"HiP's choice: {q_len:,} x {kv_len:,} tokens{more}", fontsize=10)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure

@@ -62,11 +62,38 @@ def raster(layout: BlockLayout, batch: int = 0, head: int = 0) -> Tensor:
     return (image.reshape(high, wide) / (area_q[:, None] * area_k[None, :])).cpu()
 
 
+def panels(shown: int, what: str, *, beside: float = 0.6) -> tuple[Any, list[Any]]:
+    """A matplotlib figure with a square for each of `shown` heads, and the axes of its grid.
+
+    A raster of 512 cells gets about that many pixels. `beside`: inches left over for what stands beside them.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"plotting {what} needs matplotlib: pip install 'attn[viz]'") from error
+    columns = min(max(shown, 1), 4)
+    lines = max(1, -(-shown // columns))
+    figure = Figure(figsize=(beside + 4 * columns, 0.8 + 4 * lines), layout="constrained")
+    return figure, list(figure.subplots(lines, columns, squeeze=False).flatten())
+
+
+def label(axis: Any, title: str, q_len: int, kv_len: int) -> None:
+    """Title and axes of one panel: queries downwards, marks at the quarters, where blocks begin."""
+    axis.set(xlim=(0, kv_len), ylim=(q_len, 0))
+    axis.set_title(title, fontsize=9)
+    axis.set_xlabel("key", fontsize=8)
+    axis.set_ylabel("query", fontsize=8)
+    for one, length in ((axis.xaxis, kv_len), (axis.yaxis, q_len)):
+        marks = sorted({length * quarter // 4 for quarter in range(5)})
+        one.set_ticks(marks, [f"{mark:,}" for mark in marks], fontsize=7)
+
+
 def plot(layout: BlockLayout, path: Any = None, *, batch: int = 0, max_heads: int = 8) -> Any:
     """Draw the heads of a layout side by side: queries downwards, keys to the right, dark = kept.
 
     Up to 512 tokens a side every token is a pixel and block borders are drawn; longer sequences are averaged
-    over rectangles of tokens, on a square-root scale so that thin stripes stay visible.
+    over rectangles of tokens, on a scale (0.2 + 0.8 times the square root) on which thin stripes and single
+    blocks stay visible.
 
     Args:
         path: file to write (format by suffix), or None to leave showing or saving to the caller.
@@ -76,45 +103,34 @@ def plot(layout: BlockLayout, path: Any = None, *, batch: int = 0, max_heads: in
     Returns:
         The matplotlib figure.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plotting a layout needs matplotlib: pip install 'attn[viz]'") from error
-
     if not 0 <= batch < layout.batch:
         raise ValueError(f"batch must be in [0, {layout.batch}), got {batch}")
     shown = min(layout.heads, max_heads)
-    columns = min(max(shown, 1), 4)
-    lines = max(1, -(-shown // columns))
-    figure = Figure(figsize=(0.6 + 3.4 * columns, 0.8 + 3.4 * lines), layout="constrained")
-    axes = figure.subplots(lines, columns, squeeze=False).flatten()
+    figure, axes = panels(shown, "a layout")
     for head, axis in enumerate(axes):
         if head >= shown or 0 in (layout.q_len, layout.kv_len):
             axis.axis("off")
             continue
-        extent = (0, layout.kv_len, layout.q_len, 0)
+        kept = raster(layout, batch, head)
         axis.imshow(
-            raster(layout, batch, head).sqrt().numpy(),
+            torch.where(kept > 0, 0.2 + 0.8 * kept.sqrt(), kept).numpy(),
             cmap="Greys",
             vmin=0,
-            vmax=1,
-            extent=extent,
+            vmax=1.15,  # so that the borders of blocks can be seen in what is kept
+            extent=(0, layout.kv_len, layout.q_len, 0),
             aspect="auto",
-            interpolation="nearest",
+            interpolation="antialiased",
         )
-        axis.set_title(f"head {head}" if layout.heads > 1 else "all heads", fontsize=9)
-        axis.set_xlabel("key", fontsize=8)
-        axis.set_ylabel("query", fontsize=8)
-        axis.tick_params(labelsize=7)
+        label(axis, f"head {head}" if layout.heads > 1 else "all heads", layout.q_len, layout.kv_len)
         if max(layout.q_len, layout.kv_len) <= MAX_CELLS:
             for at in range(0, layout.q_len, layout.block_q):
-                axis.axhline(at, color="tab:blue", linewidth=0.3)
+                axis.axhline(at, color="tab:blue", linewidth=0.4)
             for at in range(0, layout.kv_len, layout.block_k):
-                axis.axvline(at, color="tab:blue", linewidth=0.3)
+                axis.axvline(at, color="tab:blue", linewidth=0.4)
     more = f", first {shown} of {layout.heads} heads" if shown < layout.heads else ""
     figure.suptitle(
-        f"{layout.q_len} x {layout.kv_len} tokens, blocks {layout.block_q} x {layout.block_k}, "
-        f"density {layout.density():.3g}{more}",
+        f"{layout.q_len:,} x {layout.kv_len:,} tokens{more}\n"
+        f"blocks {layout.block_q} x {layout.block_k}, density {layout.density():.3g}",
         fontsize=10,
     )
     if path is not None:
