@@ -16,7 +16,7 @@ ISAS ?= generic avx2 avx512 $(WIDEST)
 # One set for each vector width: sanitized kernels take long to compile.
 SANITIZED ?= generic;avx2;$(WIDEST)
 
-.PHONY: demo test test-cpp test-sanitize test-python lint format docs clean
+.PHONY: demo test test-cpp test-sanitize test-python lint format docs wheel sdist clean
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -84,6 +84,23 @@ $(VENV)/.docs: pyproject.toml
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# What would be published: a wheel in dist/ that says on which systems it runs, checked by scripts/audit_wheel.py. torch's libraries stay
+# outside: they are the ones of the torch that is installed.
+$(VENV)/.release: $(VENV)/.tools
+	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py release)
+	touch $@
+
+wheel: $(VENV)/.release
+	rm -rf build/dist dist
+	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/pip wheel $(PIP_FLAGS) . --no-build-isolation --no-deps -w build/dist \
+		-Cbuild-dir=build/wheel -Ccmake.define.ATTN_EMULATE=OFF -Ccmake.define.ATTN_TESTS=OFF
+	$(BIN)/auditwheel repair --exclude 'libtorch*.so*' --exclude 'libc10*.so*' -w dist build/dist/attn-*.whl
+	$(BIN)/python scripts/audit_wheel.py dist/attn-*.whl
+
+# A source distribution that builds where only torch is installed, and runs.
+sdist: $(VENV)/.tools
+	scripts/smoke_sdist.sh
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

@@ -53,18 +53,18 @@ class Backend:
     def reasons(self, op: str, facts: Facts) -> list[str]:
         """Why this backend cannot serve the call; empty if it can."""
         device, dtype = facts["device"], facts["dtype"]
+        missing = [reason for predicate in self.predicates if (reason := predicate(facts)) is not None]
         why = []
         if op not in self.ops:
             why.append(f"has no kernels for {op}")
         if device not in self.devices:
-            why.append(
-                f"serves {' and '.join(self.devices)} tensors, got {device}; "
-                f"move them with .to('{self.devices[0]}')"
-            )
+            advice = "" if missing else f"; move them with .to('{self.devices[0]}')"
+            why.append(f"serves {' and '.join(self.devices)} tensors, got {device}{advice}")
         if dtype not in self.dtypes_of(op):
             names = ", ".join(dtype_name(d) for d in self.dtypes_of(op))
             why.append(f"supports dtypes {names}, got {dtype_name(dtype)}; convert with .to(...)")
-        for predicate in (*self.predicates, *self.ops.get(op, ())):
+        why += missing
+        for predicate in self.ops.get(op, ()):
             reason = predicate(facts)
             if reason is not None:
                 why.append(reason)

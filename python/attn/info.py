@@ -115,5 +115,9 @@ def main(arguments: list[str]) -> int:
             file=sys.stdout if arguments in (["-h"], ["--help"]) else sys.stderr,
         )
         return 0 if arguments in (["-h"], ["--help"]) else 2
-    print(info())
+    try:
+        print(info())
+    except RuntimeError as error:  # ATTN_CPU_ISA
+        print(f"python -m attn info: {error}", file=sys.stderr)
+        return 1
     return 0

@@ -2,12 +2,14 @@
 torch.
 """
 
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -80,3 +82,40 @@ def test_no_path_of_the_build_machine(library):
     places |= {str(Path(__file__).resolve().parents[2]), "/tmp/"}
     found = {place for place in places if place.encode() in data}
     assert found == set()
+
+
+@pytest.fixture
+def wheel(tmp_path):
+    """The installed package as a wheel, with a name and further files of one's choice."""
+
+    def make(name: str = "manylinux_2_35_x86_64", **more: Path) -> Path:
+        path = tmp_path / f"attn-0.1.0-cp311-cp311-{name}.whl"
+        files = [x for x in PACKAGE.rglob("*") if x.suffix in (".py", ".pyi", ".typed", ".so")]
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in files:
+                if file.name not in more:
+                    archive.write(file, file.relative_to(PACKAGE.parent))
+            for place, file in more.items():
+                archive.write(file, f"attn/{place}")
+        return path
+
+    return make
+
+
+def test_audit_of_wheels(wheel, capsys):
+    """scripts/audit_wheel.py (`make wheel`) passes what we build and finds what must not be published."""
+    script = Path(__file__).resolve().parents[2] / "scripts/audit_wheel.py"
+    spec = importlib.util.spec_from_file_location("audit_wheel", script)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+
+    assert tool.audit(wheel(), 200) == []
+    assert "manylinux" in " ".join(tool.audit(wheel("linux_x86_64"), 200))
+    assert "allowed are 1" in " ".join(tool.audit(wheel(), 1))
+    assert tool.audit(wheel(**{"test.cpp": script}), 200) == ["attn/test.cpp has no place in a wheel"]
+    (found,) = Path(torch.__file__).parent.glob("lib/libtorch_python.so")
+    faults = tool.library_faults(found)
+    assert any("stable ABI" in fault for fault in faults)
+    faults = " ".join(tool.audit(wheel(**{"libattn_ops.so": LIBRARIES[0]}), 200))
+    assert "uses nothing of torch" in faults
+    assert "exports PyInit__C" in faults

@@ -258,7 +258,10 @@ def values_are_known(x: Tensor) -> bool:
 
 def matching_layout(layout: Any, q: Tensor, k: Tensor) -> BlockLayout:
     if not isinstance(layout, BlockLayout):
-        raise TypeError(f"layout must be an attn.BlockLayout, got {type(layout).__name__}")
+        raise TypeError(
+            f"layout must be an attn.BlockLayout, got {type(layout).__name__}; "
+            "a boolean mask becomes one with attn.BlockLayout.from_token_mask"
+        )
     if layout.q_len != q.shape[2] or layout.kv_len != k.shape[2]:
         raise ValueError(
             f"layout is for {layout.q_len} queries and {layout.kv_len} keys, "
