@@ -62,7 +62,9 @@ test-sanitize: $(VENV)/.tools
 		ATTN_CPU_ISA=$$isa $(SANITIZED_RUN) $(BIN)/python -m pytest -q tests/python/test_ops_robust.py || exit 1; \
 	done
 
+# The site is built by the tests where mkdocs could be installed.
 test-python: install
+	-$(MAKE) --no-print-directory $(VENV)/.docs
 	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
 	for isa in $(ISAS); do \
 		if $(BIN)/python -c "import sys, attn._C as c; sys.exit('$$isa' == c.cpu_isa() or '$$isa' not in c.available_isas())"; then \

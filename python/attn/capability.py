@@ -52,11 +52,11 @@ class Backend:
 
     def reasons(self, op: str, facts: Facts) -> list[str]:
         """Why this backend cannot serve the call; empty if it can."""
+        if op not in self.ops:  # nothing else that is said would help
+            return [f"has no kernels for {op}"]
         device, dtype = facts["device"], facts["dtype"]
         missing = [reason for predicate in self.predicates if (reason := predicate(facts)) is not None]
         why = []
-        if op not in self.ops:
-            why.append(f"has no kernels for {op}")
         if device not in self.devices:
             advice = "" if missing else f"; move them with .to('{self.devices[0]}')"
             why.append(f"serves {' and '.join(self.devices)} tensors, got {device}{advice}")
@@ -64,7 +64,7 @@ class Backend:
             names = ", ".join(dtype_name(d) for d in self.dtypes_of(op))
             why.append(f"supports dtypes {names}, got {dtype_name(dtype)}; convert with .to(...)")
         why += missing
-        for predicate in self.ops.get(op, ()):
+        for predicate in self.ops[op]:
             reason = predicate(facts)
             if reason is not None:
                 why.append(reason)

@@ -1,5 +1,5 @@
-// Lets the tests of tests/simt run their kernels on a GPU: included before everything else (nvcc -include), it stands in
-// for simt/runner.h. What a test allocates is managed memory (managed_memory.cpp), so parameters that point into its
+// Lets the tests of tests/simt run their kernels on a GPU: included before everything else (nvcc -include), it stands
+// in for simt/runner.h. What a test allocates is managed memory (managed_memory.cpp), so parameters that point into its
 // vectors are valid on the device too. Barriers and races are compute-sanitizer's to find.
 #pragma once
 

@@ -88,3 +88,14 @@ def test_backend_error_lists_reasons_and_survives_pickling():
     assert error.op == "merge_states"
     assert error.given["dtype"] == "int32"
     assert list(error.reasons) == [backend.name for backend in attn.capability.BACKENDS]
+
+
+def test_backend_error_gives_only_advice_that_helps():
+    cuda = next(backend for backend in attn.capability.BACKENDS if backend.name == "cuda")
+    facts = {"device": "cuda", "dtype": torch.float64, "head_dim": 64}
+    assert cuda.reasons("hip_attention", facts) == ["has no kernels for hip_attention"]
+    reasons = cuda.reasons("attention", {**facts, "device": "cpu"})
+    assert any("float64" in reason for reason in reasons)
+    if not attn.capability.cuda_architectures():
+        assert not any(".to('cuda')" in reason for reason in reasons)
+        assert "ATTN_CUDA=ON" in reasons[-1]
