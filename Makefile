@@ -16,7 +16,7 @@ ISAS ?= generic avx2 avx512 $(WIDEST)
 # One set for each vector width: sanitized kernels take long to compile.
 SANITIZED ?= generic;avx2;$(WIDEST)
 
-.PHONY: demo test test-cpp test-sanitize test-python lint format docs wheel sdist clean
+.PHONY: demo test test-cpp test-neon test-sanitize test-python lint format docs wheel sdist clean
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,10 @@ install: $(VENV)/.tools
 
 test-cpp: install
 	$(BIN)/ctest --test-dir build/wheel --output-on-failure -j $(JOBS)
+
+# The C++ tests once more for Arm, cross-compiled and emulated; not part of `test`, since emulation is slow.
+test-neon: $(VENV)/.tools
+	JOBS=$(JOBS) scripts/check_neon.sh
 
 # The C++ tests, and every op called from Python with good and bad arguments, on a sanitized build.
 SANITIZED_RUN = ASAN_OPTIONS=detect_leaks=0:handle_segv=0 PYTHONPATH=build/sanitize/package \

@@ -10,6 +10,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #include "attn/types.h"
@@ -182,6 +184,10 @@ ATTN_INLINE f32v load_as(const f16* p, float) {
   return (f32v)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif ATTN_VBYTES == 32 && defined(__F16C__)
   return (f32v)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#elif ATTN_VBYTES == 16 && defined(__aarch64__)
+  float16x4_t h;
+  std::memcpy(&h, p, sizeof h);
+  return (f32v)vcvt_f32_f16(h);
 #else
   f32v v;
   for (int i = 0; i < Lanes<float>::n; ++i) v[i] = to_float(p[i]);
@@ -194,6 +200,9 @@ ATTN_INLINE void store_as(f16* p, f32v v) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph((__m512)v, _MM_FROUND_TO_NEAREST_INT));
 #elif ATTN_VBYTES == 32 && defined(__F16C__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT));
+#elif ATTN_VBYTES == 16 && defined(__aarch64__)
+  const float16x4_t h = vcvt_f16_f32((float32x4_t)v);
+  std::memcpy(p, &h, sizeof h);
 #else
   for (int i = 0; i < Lanes<float>::n; ++i) p[i] = From<f16>::of(v[i]);
 #endif

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "attn/merge.h"
+#include "half.h"
 
 namespace attn::merge_test {
 
@@ -53,11 +54,11 @@ struct BF16 {
 };
 struct F16 {
   static constexpr DType dtype = DType::f16;
-  using type = _Float16;
+  using type = half_t;
   using stat = float;
   static constexpr double eps = 0.0005;
-  static _Float16 put(double x) { return static_cast<_Float16>(x); }
-  static double get(_Float16 x) { return x; }
+  static half_t put(double x) { return static_cast<half_t>(x); }
+  static double get(half_t x) { return x; }
 };
 
 template <class E> struct Case {
