@@ -167,9 +167,13 @@ class Bench:
             row["share_of_read_bandwidth"] = row["gbs"] / self._peaks["read"]
         self.rows.append(row)
         _print_row(row)
+        self._write()
         return row
 
-    def finish(self) -> None:
+    def _write(self) -> None:
+        """What was measured so far, so that an interrupted run leaves its figures behind."""
+        if not self.args.json:
+            return
         record = {
             "title": self.title,
             "command": " ".join(["python", *sys.argv]),
@@ -182,6 +186,10 @@ class Bench:
             "peaks": self._peaks,
             "rows": self.rows,
         }
+        self.args.json.parent.mkdir(parents=True, exist_ok=True)
+        self.args.json.write_text(json.dumps(record, indent=1) + "\n")
+
+    def finish(self) -> None:
         print("peaks:", ", ".join(f"{k} {v:.1f}" for k, v in self._peaks.items()) or "none asked for")
         missed = [
             (r["case"], peer, bar, r["ratio"][peer])
@@ -192,8 +200,7 @@ class Bench:
         for case, peer, bar, ratio in missed:
             print(f"below the bar: {case}: {ratio:.2f}x {peer}, asked for {bar:g}x")
         if self.args.json:
-            self.args.json.parent.mkdir(parents=True, exist_ok=True)
-            self.args.json.write_text(json.dumps(record, indent=1) + "\n")
+            self._write()
             print("wrote", self.args.json)
 
 
