@@ -44,8 +44,18 @@ class Function(torch.autograd.Function):
 
 def call(function: type[Function], *args: Any) -> Any:
     """``function.apply(*args)``, or just its forward where nothing can ask for a gradient."""
-    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling():
         return function.apply(*args)
+    if forward_ad._current_level >= 0:
+        try:
+            return function.apply(*args)
+        except NotImplementedError as error:  # PyTorch's speaks to the author of a Function
+            if "jvp" not in str(error):
+                raise
+            raise NotImplementedError(
+                "attn has no forward-mode derivatives (torch.func.jvp, jacfwd, hessian, dual tensors); "
+                "use torch.func.vjp, jacrev or backward()"
+            ) from error
     if torch.is_grad_enabled():
         for x in args:
             if isinstance(x, Tensor) and x.requires_grad:

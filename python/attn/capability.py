@@ -55,7 +55,7 @@ class Backend:
         if op not in self.ops:  # nothing else that is said would help
             return [f"has no kernels for {op}"]
         device, dtype = facts["device"], facts["dtype"]
-        missing = [reason for predicate in self.predicates if (reason := predicate(facts)) is not None]
+        missing = _failing(self.predicates, facts)
         why = []
         if device not in self.devices:
             advice = "" if missing else f"; move them with .to('{self.devices[0]}')"
@@ -63,12 +63,12 @@ class Backend:
         if dtype not in self.dtypes_of(op):
             names = ", ".join(dtype_name(d) for d in self.dtypes_of(op))
             why.append(f"supports dtypes {names}, got {dtype_name(dtype)}; convert with .to(...)")
-        why += missing
-        for predicate in self.ops[op]:
-            reason = predicate(facts)
-            if reason is not None:
-                why.append(reason)
-        return why
+        return why + missing + _failing(self.ops[op], facts)
+
+
+def _failing(predicates: tuple[Predicate, ...], facts: Facts) -> list[str]:
+    found = [predicate(facts) for predicate in predicates]
+    return [reason for reason in found if reason is not None]
 
 
 # Functions with CPU kernels; add a row here with the kernel.
