@@ -58,7 +58,7 @@ def audit(wheel: Path, max_mb: float) -> list[str]:
     if megabytes > max_mb:
         faults.append(f"{megabytes:.1f} MB, allowed are {max_mb:g} (--max-mb)")
     with zipfile.ZipFile(wheel) as archive, tempfile.TemporaryDirectory() as folder:
-        names = archive.namelist()
+        names = [name for name in archive.namelist() if not name.endswith("/")]
         faults += [f"{name} has no place in a wheel" for name in names if not FILES.match(name)]
         if "attn/py.typed" not in names:
             faults.append("attn/py.typed is missing: type checkers would ignore the annotations")

@@ -65,3 +65,18 @@ def test_wrong_selection():
     selection = attn.HipSelection(torch.zeros(1, 1, 2, 1).int(), torch.zeros(1, 1, 2).int())
     with pytest.raises(ValueError, match="query blocks, got 2"):
         attn.viz.plot_selection(selection, 64, 64)
+
+
+def test_a_single_block_of_128k_tokens_is_visible_and_axes_are_marked():
+    pytest.importorskip("matplotlib")
+    mask = torch.zeros(2048, 2048, dtype=torch.bool)
+    mask[1500, 700] = True
+    figure = attn.BlockLayout.from_mask(mask).plot()
+    (axis,) = figure.axes
+    shades = axis.images[0].get_array()
+    assert shades.shape == (512, 512)
+    assert (shades > 0).sum() == 1
+    assert shades[1500 // 4, 700 // 4] >= 0.2
+    marks = ["0", "32,768", "65,536", "98,304", "131,072"]
+    assert [text.get_text() for text in axis.get_xticklabels()] == marks
+    assert axis.get_ylim() == (131072, 0)  # queries downwards
