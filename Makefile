@@ -84,7 +84,7 @@ lint: $(VENV)/.lint
 
 # The site of docs/, in build/site; a warning is an error. Needs neither torch nor a compiler.
 $(VENV)/.docs: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py docs)
 	touch $@
 
