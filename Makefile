@@ -106,7 +106,7 @@ wheel: $(VENV)/.release
 
 # A source distribution that builds where only torch is installed, and runs.
 sdist: $(VENV)/.tools
-	scripts/smoke_sdist.sh
+	PYTHON=$(BIN)/python scripts/smoke_sdist.sh
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

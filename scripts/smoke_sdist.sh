@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # smoke_sdist.sh [torch version, default 2.13.0]
 # Makes the source distribution, builds and installs it in an environment that has only torch and numpy (pip fetches the build tools, as
-# for any user), away from the checkout, and runs tests/python/smoke.py there. ATTN_CPU_ISAS=avx2 builds fewer kernels.
+# for any user), away from the checkout, and runs tests/python/smoke.py there. ATTN_CPU_ISAS=avx2 builds fewer kernels. PYTHON (default
+# python3) needs scikit-build-core.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 version=${1:-2.13.0}
-python=python3
-[ -x .venv/bin/python ] && python=.venv/bin/python
+python=${PYTHON:-python3}
 venv=$PWD/build/sdist-$version
 rm -rf build/sdist
 

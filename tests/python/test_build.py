@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -119,3 +120,20 @@ def test_audit_of_wheels(wheel, capsys):
     faults = " ".join(tool.audit(wheel(**{"libattn_ops.so": LIBRARIES[0]}), 200))
     assert "uses nothing of torch" in faults
     assert "exports PyInit__C" in faults
+
+
+def test_sdist_holds_the_sources_and_nothing_built(tmp_path):
+    pytest.importorskip("scikit_build_core")
+    root = Path(__file__).resolve().parents[2]
+    code = f"import sys; sys.path[:0] = ['tools']; from attn_build import *; build_sdist({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)
+    (archive,) = tmp_path.glob("attn-*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.partition("/")[2] for name in file.getnames()}
+    assert not [name for name in names if name.endswith((".so", ".o", ".pyc")) or name.startswith("build/")]
+    needed = [root / name for name in ("CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md")]
+    for folder in ("cmake", "csrc", "include", "python", "tools"):
+        needed += [path for path in (root / folder).rglob("*") if path.is_file()]
+    made = {".so", ".pyc"}
+    wanted = {path.relative_to(root).as_posix() for path in needed if path.suffix not in made}
+    assert wanted <= names
