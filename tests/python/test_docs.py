@@ -26,6 +26,8 @@ PAGES = [
     *sorted((ROOT / "docs").glob("**/*.md")),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`]+)`")
+FILE = re.compile(r"(?:benchmarks|cmake|csrc|docs|include|python|scripts|tests|tools)/[\w./*-]+")
 LINK = re.compile(r"\[[^\[\]]*\]\(([^)\s]+)\)")
 
 
@@ -79,8 +81,10 @@ def attn_command(words: list[str]) -> None:
 
 
 def script(words: list[str]) -> None:
-    """Of a script the file must exist: benchmarks take minutes, tools are run by the Makefile."""
-    assert (ROOT / words[0]).is_file()
+    """Benchmarks take minutes: the file must exist and know the options."""
+    known = (ROOT / words[0]).read_text() + (ROOT / "benchmarks/common.py").read_text()
+    for option in (word for word in words if word.startswith("--")):
+        assert f'"{option}"' in known, option
 
 
 def make(words: list[str]) -> None:
@@ -112,16 +116,30 @@ COMMANDS = {
 }
 
 
+def check_command(line: str) -> None:
+    words = shlex.split(re.sub(r"<[\w-]+>", "X", line).partition(" > ")[0], comments=True)
+    if words:
+        command = next((c for c in COMMANDS if words[: len(c.split())] == c.split()), None)
+        assert command is not None, f"{line!r}: say in COMMANDS how it is checked"
+        COMMANDS[command](words[len(command.split()) :])
+
+
 @pytest.mark.parametrize("page", blocks(""), ids=name_of)
 def test_commands(page):
     for block in FENCE.finditer(page.read_text()):
         for line in block[2].splitlines() if not block[1] else ():
-            words = shlex.split(re.sub(r"<[\w-]+>", "X", line), comments=True)
-            if not words:
-                continue
-            command = next((c for c in COMMANDS if words[: len(c.split())] == c.split()), None)
-            assert command is not None, f"{line!r}: say in COMMANDS how it is checked"
-            COMMANDS[command](words[len(command.split()) :])
+            check_command(line)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_names_in_the_text(page):
+    """What the text calls a command or a file of the repository is one."""
+    for code in INLINE.findall(FENCE.sub("", page.read_text())):
+        code = " ".join(code.split()).removeprefix(".venv/bin/")
+        if re.match(r"(python|make) [\w-]", code):
+            check_command(code)
+        elif FILE.fullmatch(code) and "<" not in code and "..." not in code:
+            assert list(ROOT.glob(code)), code
 
 
 def anchors(page: pathlib.Path) -> set[str]:
