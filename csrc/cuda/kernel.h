@@ -9,8 +9,9 @@
 
 namespace attn::cuda {
 
-template <class K> __global__ void __launch_bounds__(K::kThreads, 1)
-    kernel(const __grid_constant__ typename K::Params p) {
+// Threads and bytes of shared memory of a block stand in the name for tests/static to read.
+template <class K, int kThreads = K::kThreads, size_t kShared = sizeof(typename K::Shared)>
+__global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ typename K::Params p) {
   extern __shared__ __align__(128) unsigned char shared[];
   K::run(p, *reinterpret_cast<typename K::Shared*>(shared));
 }

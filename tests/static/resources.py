@@ -1,59 +1,194 @@
-"""resources.py <nvcc> <source root> <kernels.cu>: registers, spills and stack of every CUDA kernel, from
-ptxas.
+"""resources.py <nvcc> <source root> <kernels.cu> [--table FILE]: what the device compiler made of kernels.
 
-No GPU is needed. For each architecture every kernel must appear, keep its registers within LIMITS, spill
-nothing and use no local memory.
+No GPU is needed. For each architecture every kernel must appear with its instances, keep its registers within
+LIMITS, spill nothing, use no local memory and fit the shared memory of a block. With nvdisasm (pip install
+nvidia-cuda-nvdisasm) its instructions are counted too: tensor core products must be there where they should
+be, and loads and stores of local memory nowhere. Prints one table.
 """
 
+import argparse
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
-ARCHITECTURES = ("sm_80", "sm_90a")
-# kernel -> (instances, registers at most). 64 registers let 1024 threads run on an SM: enough for a kernel
-# that waits for memory.
-LIMITS = {"AttendForward": (6, 255), "MergeStates": (3, 64), "MergeStatesBackward": (3, 64)}
+# Shared memory of a block, KiB, with the opt-in that launches ask for.
+ARCHITECTURES = {"sm_80": 163, "sm_90a": 227}
+# Where a kernel doesn't fit, the launch refuses (csrc/cuda/launch.cu); the table says so.
+SMALLER = {"sm_86": 99, "sm_89": 99, "sm_120": 99}
+REGISTERS = 65536  # of an SM
 
-nvcc, root, kernels = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-wrong = []
-for architecture in ARCHITECTURES:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [nvcc, "-std=c++20", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "--resource-usage"]
-        command += [f"-I{root}/include", f"-I{root}/csrc", "-o", f"{folder}/kernels.cubin"]
-        done = subprocess.run([*command, kernels], capture_output=True, text=True, check=False)
+
+@dataclass(frozen=True)
+class Limit:
+    """What a kernel may use and must contain.
+
+    64 registers let 1024 threads run on an SM: enough for a kernel that waits for memory.
+    """
+
+    instances: int
+    registers: int
+    needs: tuple[str, ...] = ()  # instructions, by name of COUNTED
+
+
+ATTEND = Limit(6, 255, ("HMMA", "LDSM", "LDGSTS"))
+LIMITS = {
+    "AttendForward": ATTEND,
+    "MergeStates": Limit(3, 64),
+    "MergeStatesBackward": Limit(3, 64),
+}
+# Tensor core products (warp, warpgroup), ldmatrix, cp.async, TMA loads, local memory.
+COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "LDL", "STL")
+
+
+@dataclass
+class Kernel:
+    architecture: str
+    mangled: str
+    stack: int
+    spilled: int
+    registers: int
+    name: str = ""
+    label: str = ""
+    threads: int = 0
+    shared: int = 0
+    instructions: Counter = field(default_factory=Counter)
+
+    def wrong(self, limit: Limit, disassembled: bool) -> list[str]:
+        found = []
+        if self.registers > limit.registers:
+            found.append(f"{self.registers} registers, at most {limit.registers}")
+        if self.registers * self.threads > REGISTERS:
+            found.append(f"{self.registers} registers x {self.threads} threads don't fit an SM")
+        if self.stack or self.spilled:
+            found.append(f"local memory: {self.stack} bytes of stack, {self.spilled} spilled")
+        most = ARCHITECTURES[self.architecture]
+        if self.shared > most * 1024:
+            found.append(f"{self.shared} bytes of shared memory, a block has {most} KiB")
+        if disassembled:
+            found += [f"no {kind}" for kind in limit.needs if not self.instructions[kind]]
+            found += [
+                f"{self.instructions[kind]} {kind}" for kind in ("LDL", "STL") if self.instructions[kind]
+            ]
+        return [f"{self.architecture} {self.label}: {text}" for text in found]
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stdout + done.stderr)
-    report = done.stdout + done.stderr
-    entries = re.findall(
+    return done.stdout + done.stderr
+
+
+def find_nvdisasm() -> str | None:
+    """On PATH or where a wheel of nvidia-cuda-nvdisasm puts it."""
+    for place in Path(sysconfig.get_path("purelib"), "nvidia").glob("*/bin/nvdisasm"):
+        return str(place)
+    return shutil.which("nvdisasm")
+
+
+def entries(architecture: str, report: str) -> list[Kernel]:
+    """Kernels in the report of ptxas -v."""
+    found = re.findall(
         r"Compiling entry function '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) "
         r"bytes spill loads.*?Used (\d+) registers",
         report,
         re.DOTALL,
     )
-    seen = dict.fromkeys(LIMITS, 0)
-    for mangled, *numbers in entries:
-        stack, stores, loads, registers = map(int, numbers)
-        # Itanium mangling: attn::cuda::kernel<attn::cuda::NAME<...>>, NAME after its length.
-        match = re.search(r"6kernelINS0_(\d+)(\w+)", mangled)
-        name = match.group(2)[: int(match.group(1))] if match else mangled
-        if name not in LIMITS:
-            wrong.append(f"{architecture} {mangled}: not in the table of tests/static/resources.py")
+    return [Kernel(architecture, m, int(s), int(a) + int(b), int(r)) for m, s, a, b, r in found]
+
+
+def describe(kernels: list[Kernel]) -> None:
+    """Name, threads and shared memory, all of which the signature of cuda/kernel.h's kernel holds."""
+    texts = run("c++filt", *[k.mangled for k in kernels]).splitlines()
+    for kernel, text in zip(kernels, texts, strict=True):
+        match = re.search(r"kernel<(?:attn::cuda::)?((\w+).*), (\d+)u?l?, (\d+)u?l?>\(", text)
+        if match is None:
+            sys.exit(f"not a kernel of cuda/kernel.h: {text}")
+        label, kernel.name, threads, shared = match.groups()
+        kernel.label = re.sub(r"attn::(seam|cuda)::|\((attn::)?DType\)", "", label)
+        kernel.threads, kernel.shared = int(threads), int(shared)
+
+
+def count_instructions(nvdisasm: str, cubin: str, kernels: list[Kernel]) -> None:
+    by_name = {kernel.mangled: kernel for kernel in kernels}
+    current: Kernel | None = None
+    for line in run(nvdisasm, "-c", cubin).splitlines():
+        section = re.match(r"\s*\.section\s+\.text\.(\w+)", line)
+        if section:
+            current = by_name.get(section.group(1))
             continue
-        seen[name] += 1
-        print(
-            f"{architecture:8} {name:24} {registers:4} registers {stack:4} stack {stores + loads:4} spilled"
-        )
-        if registers > LIMITS[name][1] or stack or stores or loads:
-            wrong.append(
-                f"{architecture} {name}: {registers} registers (at most {LIMITS[name][1]}), stack {stack}, "
-                f"spill stores {stores}, loads {loads}"
-            )
+        # /*0010*/  @!P0 HMMA.16816.F32 R4, ...
+        found = re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z0-9]+)", line)
+        if found and current is not None and found.group(1) in COUNTED:
+            current.instructions[found.group(1)] += 1
+
+
+def compile_all(nvcc: str, root: str, source: str, nvdisasm: str | None) -> list[Kernel]:
+    kernels = []
+    for architecture in ARCHITECTURES:
+        with tempfile.TemporaryDirectory() as folder:
+            cubin = f"{folder}/kernels.cubin"
+            command = [nvcc, "-std=c++20", f"-arch={architecture}", "-cubin", "-Xptxas", "-v", "-o", cubin]
+            report = run(*command, f"-I{root}/include", f"-I{root}/csrc", source)
+            found = entries(architecture, report)
+            describe(found)
+            if nvdisasm:
+                count_instructions(nvdisasm, cubin, found)
+        kernels += found
+    return kernels
+
+
+def table(kernels: list[Kernel], disassembled: bool) -> str:
+    """One row a kernel and architecture; zeros are left out to be seen past."""
+    head = ["kernel", "for", "threads", "registers", "shared KiB", "stack", "spilled", "does not fit"]
+    head += COUNTED if disassembled else ()
+    rows = [head]
+    for k in sorted(kernels, key=lambda k: (k.label, k.architecture)):
+        small = " ".join(name for name, most in SMALLER.items() if k.shared > most * 1024)
+        numbers = [k.threads, k.registers, f"{k.shared / 1024:.1f}", k.stack, k.spilled]
+        counts = [k.instructions[kind] or "" for kind in COUNTED] if disassembled else []
+        rows.append([k.label, k.architecture, *map(str, numbers), small, *map(str, counts)])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("nvcc")
+    parser.add_argument("root")
+    parser.add_argument("source")
+    parser.add_argument("--table", help="write the table to this file too")
+    options = parser.parse_args()
+    nvdisasm = find_nvdisasm()
+    kernels = compile_all(options.nvcc, options.root, options.source, nvdisasm)
+    text = table(kernels, nvdisasm is not None)
+    print(text)
+    if nvdisasm is None:
+        print("instructions were not counted: pip install nvidia-cuda-nvdisasm")
+    if options.table:
+        Path(options.table).write_text(text + "\n")
+    wrong = []
+    for k in kernels:
+        if k.name in LIMITS:
+            wrong += k.wrong(LIMITS[k.name], nvdisasm is not None)
+        else:
+            wrong.append(f"{k.architecture} {k.label}: not in LIMITS of tests/static/resources.py")
+    seen = Counter((k.architecture, k.name) for k in kernels)
     wrong += [
-        f"{architecture} {name}: {seen[name]} instances, expected {count}"
-        for name, (count, _) in LIMITS.items()
-        if seen[name] != count
+        f"{architecture} {name}: {seen[architecture, name]} instances, expected {limit.instances}"
+        for architecture in ARCHITECTURES
+        for name, limit in LIMITS.items()
+        if seen[architecture, name] != limit.instances
     ]
-if wrong:
-    sys.exit("\n".join(wrong))
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+main()
