@@ -1,0 +1,331 @@
+"""attn on an NVIDIA GPU against the peers that are installed: PyTorch's SDPA (flash, cuDNN, efficient),
+compiled FlexAttention with the same mask, flash_attn. bfloat16; CUDA events, caches flushed, medians;
+candidates of a case take turns. A case is left out where its kernel is missing or the time is up, and the
+table says so.
+
+    python benchmarks/gpu.py [--json FILE] [--seconds 180] [--list] [CASE...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import attn
+
+BF16 = torch.bfloat16
+BLOCK = 128  # FlexAttention's own
+Call = Callable[[], Any]
+
+
+@dataclass
+class Row:
+    """One case. `bar`: what ratio (fastest peer / ours) is asked for, where there is one."""
+
+    case: str
+    ours_ms: float | None = None
+    peers_ms: dict[str, float] = field(default_factory=dict)
+    bar: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        if self.ours_ms is None or not self.peers_ms:
+            return None
+        return min(self.peers_ms.values()) / self.ours_ms
+
+    def cells(self) -> list[str]:
+        def number(x: float | None, unit: str = "") -> str:
+            return "" if x is None else f"{x:,.3f}{unit}"
+
+        peer = min(self.peers_ms, key=lambda name: self.peers_ms[name], default="")
+        met = (
+            "" if self.bar is None or self.ratio is None else ("met" if self.ratio >= self.bar else "NOT MET")
+        )
+        cells = [self.case, number(self.ours_ms), peer, number(self.peers_ms.get(peer))]
+        bar = "" if self.bar is None else f">= {self.bar:g}"
+        return [*cells, number(self.ratio, "x"), bar, met, self.note]
+
+
+HEAD = ["case", "ours ms", "fastest peer", "its ms", "ratio", "bar", "", "note"]
+
+
+def table(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+class Clock:
+    """Times calls on the GPU within a budget."""
+
+    def __init__(self, seconds: float) -> None:
+        self.end = time.monotonic() + seconds
+        self._cache = torch.empty(256 << 20, dtype=torch.int8, device="cuda")  # larger than any L2
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+    def once(self, call: Call) -> float:
+        self._cache.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end)
+
+    def medians(self, candidates: dict[str, Call], seconds: float = 4.0) -> dict[str, float]:
+        """Milliseconds of each, in turn, 5 to 50 rounds. One that raises is left out."""
+        able = {}
+        for name, call in candidates.items():
+            try:
+                call()
+                self.once(call)
+                able[name] = call
+            except Exception as error:
+                print(f"  {name} left out: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
+        times: dict[str, list[float]] = {name: [] for name in able}
+        start = time.monotonic()
+        for i in range(50):
+            if i >= 5 and time.monotonic() - start > seconds:
+                break
+            for name, call in able.items():
+                times[name].append(self.once(call))
+        return {name: statistics.median(values) for name, values in times.items()}
+
+
+def qkv(tokens: int, heads: int = 16, kv_heads: int | None = None, dim: int = 128, grad: bool = False) -> Any:
+    shapes = [(1, h, tokens, dim) for h in (heads, kv_heads or heads, kv_heads or heads)]
+    return [torch.randn(s, device="cuda", dtype=BF16, requires_grad=grad) for s in shapes]
+
+
+def sdpa_backends(q: Any, k: Any, v: Any, causal: bool = True) -> dict[str, Call]:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def with_backend(backend: SDPBackend) -> Any:
+        with sdpa_kernel(backend):
+            return functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+    names = {
+        "SDPA flash": SDPBackend.FLASH_ATTENTION,
+        "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
+        "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION,
+    }
+    calls: dict[str, Call] = {name: functools.partial(with_backend, b) for name, b in names.items()}
+    try:
+        from flash_attn import flash_attn_func
+    except ImportError:
+        return calls
+    x = [t.transpose(1, 2) for t in (q, k, v)]
+    calls["flash_attn"] = lambda: flash_attn_func(*x, causal=causal)
+    return calls
+
+
+def has_kernel(op: str) -> bool:
+    return bool(attn.info().build["CUDA architectures"][:1].isdigit()) and op not in attn._cuda.WITHOUT_KERNEL
+
+
+def dense_forward(clock: Clock, row: Row) -> None:
+    q, k, v = qkv(16384)
+    ours = attn.attention(q, k, v, causal=True)
+    usual = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    row.note = f"largest difference to SDPA {(ours - usual).abs().max().item():.1e}"
+    finish(
+        row, clock.medians({"attn": lambda: attn.attention(q, k, v, causal=True), **sdpa_backends(q, k, v)})
+    )
+
+
+def dense_backward(clock: Clock, row: Row) -> None:
+    q, k, v = qkv(16384, grad=True)
+    dout = torch.randn_like(q)
+
+    def backward_of(forward: Call) -> Call:
+        out = forward()
+        return lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+
+    calls = {"attn": backward_of(lambda: attn.attention(q, k, v, causal=True))}
+    for name, forward in sdpa_backends(q, k, v).items():
+        try:
+            calls[name] = backward_of(forward)
+        except Exception as error:
+            print(f"  {name} left out: {str(error).splitlines()[0][:150]}")
+    finish(row, clock.medians(calls))
+
+
+def random_blocks(tokens: int, density: float) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(1, 1, tokens // BLOCK, tokens // BLOCK, generator=generator) < density
+    return mask | torch.eye(tokens // BLOCK, dtype=torch.bool)
+
+
+def layout_of(mask: Tensor, tokens: int) -> attn.BlockLayout:
+    sizes = {"block_q": BLOCK, "block_k": BLOCK, "q_len": tokens, "kv_len": tokens}
+    return attn.BlockLayout.from_mask(mask, **sizes)
+
+
+def flex_mask(mask: Tensor) -> Any:
+    """The same as a BlockMask whose blocks are all whole."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    count = mask.sum(-1, dtype=torch.int32)
+    index = mask.int().argsort(dim=-1, descending=True, stable=True).int()
+    return BlockMask.from_kv_blocks(
+        torch.zeros_like(count), torch.zeros_like(index), count, index, BLOCK_SIZE=BLOCK
+    )
+
+
+def sparse_against_dense(clock: Clock, row: Row) -> None:
+    tokens = 65536
+    q, k, v = qkv(tokens, heads=8)
+    layout = layout_of(random_blocks(tokens, 0.1), tokens).to("cuda")
+    ours = {"attn": lambda: attn.block_sparse_attention(q, k, v, layout)}
+    finish(row, clock.medians({**ours, **sdpa_backends(q, k, v, causal=False)}))
+
+
+def sparse_against_flex(density: float) -> Callable[[Clock, Row], None]:
+    def run(clock: Clock, row: Row) -> None:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        tokens = 16384
+        q, k, v = qkv(tokens, heads=8)
+        blocks = random_blocks(tokens, density)
+        layout, mask = layout_of(blocks, tokens).to("cuda"), flex_mask(blocks.to("cuda"))
+        flex = torch.compile(flex_attention)
+        calls = {
+            "attn": lambda: attn.block_sparse_attention(q, k, v, layout),
+            "FlexAttention": lambda: flex(q, k, v, block_mask=mask),
+        }
+        finish(row, clock.medians(calls))
+
+    return run
+
+
+def long_against_dense(function: Callable[..., Any]) -> Callable[[Clock, Row], None]:
+    def run(clock: Clock, row: Row) -> None:
+        q, k, v = qkv(131072, heads=8)
+        finish(row, clock.medians({"attn": lambda: function(q, k, v), **sdpa_backends(q, k, v)}))
+
+    return run
+
+
+def decode(clock: Clock, row: Row) -> None:
+    batch, tokens, kv_heads, dim = 16, 16384, 8, 128
+    k, v = (torch.randn(batch, kv_heads, tokens, dim, device="cuda", dtype=BF16) for _ in range(2))
+    q = torch.randn(batch, 4 * kv_heads, 1, dim, device="cuda", dtype=BF16)
+    lengths = torch.full((batch,), tokens, dtype=torch.int32, device="cuda")
+    twin = torch.empty_like(k)
+    # A copy moves as many bytes as decoding reads: k once in, once out, against k and v once in.
+    calls = {
+        "attn": lambda: attn.decode_attention(q, k, v, seqlens=lengths),
+        "copy of k": lambda: twin.copy_(k),
+    }
+    finish(row, clock.medians(calls))
+
+
+def merge(clock: Clock, row: Row) -> None:
+    outs = torch.randn(4, 1, 16, 16384, 128, device="cuda", dtype=BF16)
+    lses = torch.randn(4, 1, 16, 16384, device="cuda")
+    # 5/8 of what is copied: four parts read and one written, against four read and four written.
+    twin = torch.empty_like(outs)
+    calls = {"attn": lambda: attn.merge_states(outs, lses), "copy of outs": lambda: twin.copy_(outs)}
+    finish(row, clock.medians(calls))
+
+
+def finish(row: Row, medians: dict[str, float]) -> None:
+    row.ours_ms = medians.pop("attn", None)
+    row.peers_ms = medians
+
+
+def s2(q: Any, k: Any, v: Any) -> Any:
+    return attn.s2_attention(q, k, v, block_size=64, local_blocks=16, vert_stride=16)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`seconds`: not started with less left."""
+
+    name: str
+    ops: tuple[str, ...]
+    run: Callable[[Clock, Row], None]
+    bar: float | None = None
+    seconds: float = 15.0
+
+
+CASES = (
+    Case("dense causal forward D=128 T=16384", ("attend_forward",), dense_forward, 0.9),
+    Case("dense causal backward D=128 T=16384", ("attend_backward",), dense_backward, 0.8),
+    Case("10 % of blocks T=65536, dense", ("block_sparse_forward",), sparse_against_dense, 7.0),
+    Case("S2 T=131072, local 1024, stride 16, dense", ("s2_forward",), long_against_dense(s2), 10.0),
+    Case("HiP T=131072, dense", ("hip_select", "hip_attend"), long_against_dense(attn.hip_attention), 15.0),
+    Case("decode B=16 S=16384 Hkv=8, copy", ("decode_forward",), decode, 0.8),
+    Case("merge_states 4 parts, copy", ("merge_states",), merge),
+    *(
+        Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)
+        for d in (0.05, 0.1, 0.25, 0.5)
+    ),
+)
+
+
+def run_case(case: Case, clock: Clock) -> Row:
+    row = Row(case.name, bar=case.bar)
+    missing = [op for op in case.ops if not has_kernel(op)]
+    if missing:
+        row.note = "not run: no CUDA kernel for " + ", ".join(missing)
+    elif clock.left() < case.seconds:
+        row.note = "not run: no time left"
+    else:
+        try:
+            case.run(clock, row)
+        except Exception as error:
+            row.note = f"failed: {type(error).__name__}: {str(error).splitlines()[0][:120]}"
+    torch.cuda.empty_cache()
+    return row
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("cases", nargs="*", help="parts of the names of the cases to run; default: all")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seconds", type=float, default=180.0, help="no case starts after that")
+    parser.add_argument("--list", action="store_true", help="name the cases and stop")
+    options = parser.parse_args()
+    cases = [c for c in CASES if not options.cases or any(part in c.name for part in options.cases)]
+    if options.list:
+        for case in cases:
+            print(case.name, "" if all(map(has_kernel, case.ops)) else "(no kernel in this build)")
+        return 0
+    if not torch.cuda.is_available():
+        print("no GPU: nothing was timed", file=sys.stderr)
+        return 2
+    clock = Clock(options.seconds)
+    rows = []
+    for case in cases:
+        print(case.name, flush=True)
+        rows.append(run_case(case, clock))
+        if options.json:  # after every case: what was measured survives a time limit
+            facts = {
+                "device": torch.cuda.get_device_name(),
+                "torch": torch.__version__,
+                "attn": attn.__version__,
+            }
+            found = [{**vars(row), "ratio": row.ratio} for row in rows]
+            options.json.write_text(json.dumps({**facts, "rows": found}, indent=1) + "\n")
+    print(table([HEAD, *(row.cells() for row in rows)]))
+    return 1 if any(row.note.startswith("failed") for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

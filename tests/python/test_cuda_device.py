@@ -1,0 +1,209 @@
+"""On a GPU: the case table against the oracle of the CPU's tests, and what only a device can show (streams,
+graphs, devices). Skipped without one. scripts/gpu_check runs it.
+"""
+
+import dataclasses
+
+import pytest
+import torch
+
+import attn
+from attn import capability, patterns, reference
+from cases import CASES, Case, with_dtypes
+from oracle import check_attention, plain_attention
+from tolerance import assert_as_exact_as, largest_error
+
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(
+        not torch.cuda.is_available() or not capability.cuda_architectures(),
+        reason="no GPU, or a build without CUDA kernels",
+    ),
+]
+HALF = (torch.bfloat16, torch.float16)
+ON_TENSOR_CORES = [dataclasses.replace(case, dtypes=HALF) for case in CASES]
+HAS_BACKWARD = "attend_backward" not in attn._cuda.WITHOUT_KERNEL
+
+
+def device_attention(q, k, v, **options):
+    return attn.attention(q, k, v, **options)
+
+
+def forward_alone(case, dtype, function=attn.attention, oracle=reference.attention, plain=plain_attention):
+    """Results of a case without gradients, by the 2x rule."""
+    errors = {"out": 0.0, "lse": 0.0}
+    for seed in range(4 if case.q_len * case.D < 64 else 1):
+        x = case.inputs(dtype, "cuda", seed)
+        exact = oracle(*(t.double() for t in (x.q, x.k, x.v)), **x.double().options, return_lse=True)
+        usual = plain(x.q, x.k, x.v, **x.options)
+        for name, u, e in zip(errors, usual, exact, strict=True):
+            errors[name] = max(errors[name], largest_error(u, e))
+    x = case.inputs(dtype, "cuda")
+    exact = oracle(*(t.double() for t in (x.q, x.k, x.v)), **x.double().options, return_lse=True)
+    usual = plain(x.q, x.k, x.v, **x.options)
+    actual = function(x.q, x.k, x.v, **x.options, return_lse=True)
+    for name, a, u, e in zip(errors, actual, usual, exact, strict=True):
+        assert_as_exact_as(a, u, e, f"{case.id}: {name}", errors[name])
+
+
+@pytest.mark.parametrize(("case", "dtype"), with_dtypes(ON_TENSOR_CORES))
+def test_case_forward(case, dtype):
+    forward_alone(case, dtype)
+
+
+@pytest.mark.skipif(not HAS_BACKWARD, reason="no CUDA kernel for attend_backward in this version")
+@pytest.mark.parametrize(("case", "dtype"), with_dtypes(ON_TENSOR_CORES))
+def test_case_backward(case, dtype):
+    check_attention(device_attention, case, dtype, "cuda")
+
+
+def tensors(*, dtype=torch.bfloat16, **shape):
+    x = Case("", **{"B": 2, "H": 4, "Hkv": 2, "Tq": 300, "D": 64, **shape}).inputs(dtype, "cuda")
+    return x.q, x.k, x.v
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_s2_is_its_layout(causal):
+    q, k, v = tensors(Tq=400)
+    options = {"block_size": 32, "local_blocks": 2, "vert_stride": 3, "dense_heads": 1, "causal": causal}
+    actual = attn.s2_attention(q, k, v, **options, return_lse=True)
+    expected = reference.s2_attention(*(x.double() for x in (q, k, v)), **options, return_lse=True)
+    for a, e, tolerance in zip(actual, expected, (2e-2, 1e-4), strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("dim", [1, 64, 100])
+def test_merge_states(dtype, dim):
+    outs, lses = (
+        torch.randn(3, 2, 4, 70, dim, device="cuda").to(dtype),
+        torch.randn(3, 2, 4, 70, device="cuda"),
+    )
+    lses[0, 0] = lses[:, 1, 0] = -torch.inf
+    lses.requires_grad_()
+    outs.requires_grad_()
+    actual = attn.merge_states(outs, lses)
+    exact_in = [x.detach().double().requires_grad_() for x in (outs, lses)]
+    expected = reference.merge_states(*exact_in)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance)
+    starts = torch.randn_like(actual[0]), torch.randn_like(actual[1]).masked_fill(actual[1].isinf(), 0)
+    grads = torch.autograd.grad(actual, (outs, lses), starts)
+    finite = [torch.where(e.isinf(), 0, e) for e in expected]
+    wanted = torch.autograd.grad(finite, exact_in, [x.double() for x in starts])
+    for a, e in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(a.double(), e.nan_to_num(), rtol=tolerance, atol=tolerance)
+
+
+def test_same_bits_every_time_and_alone():
+    q, k, v = tensors(B=3)
+    layout = patterns.sink_window(300, 300, window=70, sink_tokens=5).to("cuda")
+    for function in (
+        lambda *x: attn.attention(*x, causal=True),
+        lambda *x: attn.attention(*x, layout=layout),
+        lambda *x: attn.s2_attention(*x, block_size=32, local_blocks=2, vert_stride=3),
+    ):
+        first = function(q, k, v)
+        assert all(torch.equal(first, function(q, k, v)) for _ in range(5))
+        assert torch.equal(first[1:2], function(q[1:2], k[1:2], v[1:2]))
+
+
+def test_the_current_stream_is_used():
+    q, k, v = tensors(Tq=2048)
+    expected = attn.attention(q, k, v)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)
+        late = q * 1  # done only after the sleep
+        out = attn.attention(late, k, v)
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(out, expected)
+
+
+def test_no_call_waits_for_the_device():
+    q, k, v = tensors(Tq=256)
+    cu = torch.tensor([0, 100, 256], dtype=torch.int32, device="cuda")
+    one = [x[:1] for x in (q, k, v)]
+    layout = patterns.sliding_window(256, 256, window=(50, 0)).to("cuda")
+    calls = [
+        lambda: attn.attention(q, k, v, causal=True),
+        lambda: attn.attention(*one, cu_seqlens_q=cu, causal=True),
+        lambda: attn.attention(q, k, v, layout=layout),
+        lambda: attn.s2_attention(q, k, v),
+        lambda: attn.merge_states(torch.stack((q, q)), q.new_zeros(2, *q.shape[:3], dtype=torch.float32)),
+    ]
+    for call in calls:
+        call()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for call in calls:
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("dim", [64, 256])
+def test_captured_in_a_graph(dim):
+    q, k, v = tensors(Tq=256, D=dim)
+    layout = patterns.sliding_window(256, 256, window=(50, 0)).to("cuda")
+
+    def step():
+        a, la = attn.attention(q, k, v, causal=True, return_lse=True)
+        b, lb = attn.attention(q, k, v, layout=layout, return_lse=True)
+        return attn.merge_states([a, b], [la, lb])
+
+    step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = step()
+    q.copy_(torch.randn_like(q))
+    graph.replay()
+    for a, e in zip((out, lse), step(), strict=True):
+        assert torch.equal(a, e)
+
+
+def test_compiled():
+    q, k, v = tensors()
+    function = torch.compile(lambda q, k, v: attn.attention(2 * q, k, v, causal=True), fullgraph=True)
+    torch.testing.assert_close(function(q, k, v), attn.attention(2 * q, k, v, causal=True))
+
+
+def test_another_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    q, k, v = tensors()
+    moved = attn.attention(*(x.to("cuda:1") for x in (q, k, v)))
+    assert torch.equal(moved.to("cuda:0"), attn.attention(q, k, v))
+
+
+def test_opcheck():
+    q, k, v = tensors(Tq=40)
+    for op, more in ((torch.ops.attn.attend_forward, (True,)), (torch.ops.attn.s2_forward, ())):
+        torch.library.opcheck(op.default, (q, k, v, *more), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_index_tensors_may_hold_anything():
+    """What is out of range is skipped; nothing outside the tensors is read (compute-sanitizer sees it)."""
+    q, k, v = tensors(B=1, Tq=100)
+    wild = torch.tensor([-1, 2**31 - 1, -(2**31), 1000, 1, 0], dtype=torch.int32, device="cuda")
+    count, index = wild[:2].repeat(1, 4, 1).contiguous(), wild[:4].view(1, 1, 2, 2).repeat(1, 4, 1, 1)
+    lists = (count, index, None, None, None, None, 64, 64)
+    out, _ = torch.ops.attn.block_sparse_forward(q, k, v, *lists)
+    packed = torch.ops.attn.attend_forward(q, k, v, cu_seqlens_q=wild[:3], cu_seqlens_k=wild[3:])[0]
+    torch.cuda.synchronize()
+    assert not out.isnan().any()
+    assert not packed.isnan().any()
+
+
+def test_refusals():
+    q, k, v = tensors(dtype=torch.float32)
+    with pytest.raises(
+        RuntimeError, match="attn::attend_forward: .*supports bfloat16 and float16, got float32"
+    ):
+        torch.ops.attn.attend_forward(q, k, v)
+    with pytest.raises(RuntimeError, match="v must be on cuda:0 like the other arguments"):
+        torch.ops.attn.attend_forward(q, k, v.cpu())
+    with pytest.raises(attn.BackendError, match="cuda: has no kernels for flow_attention"):
+        attn.flow_attention(q, k, v)
