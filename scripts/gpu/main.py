@@ -58,7 +58,7 @@ def sanitizer(tool: str, command: list[str], limit: float, environment: dict[str
 
 
 def python_steps(environment: dict[str, str]) -> list[Step]:
-    """The device tests, and a few where each tensor is an allocation of its own: accesses outside are seen."""
+    """The device tests, and a few where each tensor is its own allocation: accesses outside are seen."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     command.append("tests/python/test_cuda_device.py")
     found = Step(
