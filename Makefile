@@ -21,7 +21,7 @@ SANITIZED ?= generic;avx2;$(WIDEST)
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) torch==2.13.0 numpy
-	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py build test demo $(if $(shell command -v nvcc),static))
+	$(BIN)/pip install $(PIP_FLAGS) $$($(BIN)/python tools/extras.py build test demo $(if $(shell which nvcc 2>/dev/null),static))
 	touch $@
 
 $(VENV)/.lint: $(VENV)/.tools
