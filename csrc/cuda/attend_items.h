@@ -18,6 +18,19 @@ struct RowItem {
   ATTN_HD int32_t query_of(int32_t r) const { return group.q_begin + r % tile_rows; }
 };
 
+// A sequence inside the tensors, whatever cu_seqlens or key lengths say: on a GPU nobody has looked at them.
+ATTN_HD Sequence sequence_inside(const AttendParams& p, int64_t s) {
+  Sequence x = sequence(p, s);
+  const auto inside = [](int64_t begin, int64_t size, int64_t& token, int32_t& count) {
+    token = begin < 0 ? 0 : begin > size ? size : begin;
+    const int64_t left = size - token;
+    count = count < 0 ? 0 : count > left ? static_cast<int32_t>(left) : count;
+  };
+  inside(x.q_token, p.tq, x.q_token, x.queries);
+  inside(x.k_token, p.tk, x.k_token, x.keys);
+  return x;
+}
+
 template <int kRows> struct RowGrid {
   // Places before sequence s of a packed batch, which starts at `token`. A sequence of n tokens that starts anywhere
   // touches at most one block more than the quotients differ by, and one more where its first block is short.
@@ -57,7 +70,7 @@ template <int kRows> struct RowGrid {
       s = place / each;
       part = place % each;
     }
-    item.seq = sequence(p, s);
+    item.seq = sequence_inside(p, s);
     t = row_tiling(p, item.seq.queries, item.seq.keys, kRows);
     const int64_t tiles = row_tile_count(t, item.seq.queries), heads = heads_of_item(p, kRows, kRows);
     if (part >= tiles) return false;

@@ -97,7 +97,7 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     t.position[i] = position;
     t.exempt[i] = s.exempt | (position < sink);
     const int32_t column = position - s.origin;
-    t.word[i] = s.slot < 0 ? -1 : s.slot * p.layout.block_q * words + column / 32;
+    t.word[i] = s.slot < 0 || s.slot >= p.layout.num_slots ? -1 : s.slot * p.layout.block_q * words + column / 32;
     t.bit[i] = column % 32;
     if (p.segment_k.data) {
       const int32_t id = p.segment_k.data[item.seq.batch * p.segment_k.batch + token * p.segment_k.token];

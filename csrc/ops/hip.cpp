@@ -135,11 +135,12 @@ AttendParams hip_params(const Check& check, const Tensor& q, const Tensor& k, co
   s.index_batch = index.stride(0);
   s.index_head = index.stride(1);
   s.index_row = index.stride(2);
+  s.width = index.size(3);
   s.count = static_cast<const int32_t*>(count.data_ptr());
   s.count_batch = count.stride(0);
   s.count_head = count.stride(1);
   s.heads = heads;
-  // On a GPU a count or an entry out of range is the caller's fault: looking would wait for it.
+  // On a GPU looking would mean waiting for it; kernels stay inside whatever the lists hold.
   if (!fresh && check.values_known()) check_selection(check, s, p.batch, rows, index.size(3), p.tk);
   return p;
 }

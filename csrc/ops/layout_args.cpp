@@ -149,6 +149,7 @@ void set_layout(const Check& check, const LayoutTensors& t, AttendParams& p) {
   l.index_batch = kv.index_batch;
   l.index_head = kv.index_head;
   l.index_row = kv.index_row;
+  l.width = kv.width;
   set_tiles(check, t, kv, l);
   check.require(t.full_count.has_value() == t.full_index.has_value(),
                 "full_count and full_index must be given together");
@@ -167,6 +168,7 @@ void set_layout(const Check& check, const LayoutTensors& t, AttendParams& p) {
   l.full_index_batch = full.index_batch;
   l.full_index_head = full.index_head;
   l.full_index_row = full.index_row;
+  l.full_width = full.width;
 }
 
 }  // namespace attn::ops

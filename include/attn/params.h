@@ -22,10 +22,12 @@ struct LayoutView {
   int64_t count_batch, count_head;
   const int32_t* index;  // [B|1, H|1, M, N]
   int64_t index_batch, index_head, index_row;
+  int64_t width;              // N; a larger count means it (on a GPU nobody has looked)
   const int32_t* full_count;  // null: no second list
   int64_t full_count_batch, full_count_head;
   const int32_t* full_index;
   int64_t full_index_batch, full_index_head, full_index_row;
+  int64_t full_width;
   const int32_t* slot;  // null, or shaped and strided like index: entry's tile in `bits`, -1 = wholly kept
   const int32_t* bits;  // [P, block_q, ceil(block_k / 32)], bit j%32 of word j/32 = key j of the block is kept
   int64_t num_slots;    // P
@@ -44,6 +46,7 @@ struct SelectionView {
   int64_t block_q, block_k;
   const int32_t* index;
   int64_t index_batch, index_head, index_row;
+  int64_t width;  // K; a larger count means it
   const int32_t* count;
   int64_t count_batch, count_head;
   int64_t heads;  // Hm: H, Hkv or 1

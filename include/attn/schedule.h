@@ -139,7 +139,8 @@ ATTN_HD bool visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo
   const int32_t block = static_cast<int32_t>(l.block_k);
   const int32_t keys = min_i32(g.keys, static_cast<int32_t>(l.keys));
   const int64_t row = g.block_row;
-  const int32_t n = l.count[g.batch * l.count_batch + g.head * l.count_head + row];
+  const int32_t width = static_cast<int32_t>(l.width);
+  const int32_t n = min_i32(l.count[g.batch * l.count_batch + g.head * l.count_head + row], width);
   const int64_t at = g.batch * l.index_batch + g.head * l.index_head + row * l.index_row;
   const int32_t* index = l.index + at;
   const int32_t* slot = l.slot ? l.slot + at : nullptr;
@@ -147,16 +148,17 @@ ATTN_HD bool visit_layout(const AttendParams& p, const RowGroup& g, int32_t k_lo
   const int32_t* full = nullptr;
   if (l.full_count) {
     full_n = l.full_count[g.batch * l.full_count_batch + g.head * l.full_count_head + row];
+    full_n = min_i32(full_n, static_cast<int32_t>(l.full_width));
     full = l.full_index + g.batch * l.full_index_batch + g.head * l.full_index_head + row * l.full_index_row;
   }
   const Reach r = key_reach(p, g);
-  const int32_t top = min_i32(k_hi, max_i32(r.end, r.sink_end));
+  const int32_t top = min_i32(k_hi, max_i32(r.end, r.sink_end)), last = top > 0 ? (top - 1) / block : -1;
   int32_t i = lower_bound_i32(index, n, k_lo / block), j = full ? lower_bound_i32(full, full_n, k_lo / block) : 0;
   while (i < n || j < full_n) {
     const bool partial = j >= full_n || (i < n && index[i] <= full[j]);
-    const int32_t origin = (partial ? index[i] : full[j]) * block;
-    if (origin >= top) break;
-    const int32_t cut = partial && slot ? slot[i] : -1;
+    const int32_t column = max_i32(partial ? index[i] : full[j], 0);
+    if (column > last) break;
+    const int32_t origin = column * block, cut = partial && slot ? slot[i] : -1;
     if (!emit_block(r, origin, min_i32(origin + block, keys), k_lo, k_hi, Span{0, 0, cut, origin, false}, f))
       return false;
     if (partial) ++i;
@@ -212,7 +214,8 @@ ATTN_HD bool visit_gathered(const AttendParams& p, const RowGroup& g, int32_t k_
   const SelectionView& s = p.selection;
   const Reach r = key_reach(p, g);
   const int64_t mask_head = s.heads == p.heads ? g.head : s.heads == 1 ? 0 : g.head_kv;
-  const int32_t n = s.count[g.batch * s.count_batch + mask_head * s.count_head + g.block_row];
+  const int32_t width = static_cast<int32_t>(s.width);
+  const int32_t n = min_i32(s.count[g.batch * s.count_batch + mask_head * s.count_head + g.block_row], width);
   const int32_t* index = s.index + g.batch * s.index_batch + mask_head * s.index_head + g.block_row * s.index_row;
   const int32_t cap_end = g.reach.cap >= g.keys ? g.keys : max_i32(g.reach.cap + 1, 0);
   const int32_t block = static_cast<int32_t>(s.block_k);

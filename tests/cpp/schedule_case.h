@@ -84,11 +84,17 @@ class ScheduleCase {
     }
     if (o.kind == ScheduleKind::gathered) {
       const int64_t k = entries_;
-      p.selection = {o.block_q,     o.block_k,
-                     index_.data(), o.selection_heads * rows_ * k,
-                     rows_ * k,     k,
-                     count_.data(), o.selection_heads * rows_,
-                     rows_,         o.selection_heads};
+      p.selection = {o.block_q,
+                     o.block_k,
+                     index_.data(),
+                     o.selection_heads * rows_ * k,
+                     rows_ * k,
+                     k,
+                     k,
+                     count_.data(),
+                     o.selection_heads * rows_,
+                     rows_,
+                     o.selection_heads};
     }
     return p;
   }
@@ -205,7 +211,7 @@ class ScheduleCase {
     l.index = index_.data();
     l.index_batch = l.count_batch * entries_;
     l.index_head = l.count_head * entries_;
-    l.index_row = entries_;
+    l.index_row = l.width = entries_;
     if (o.full_list) {
       l.full_count = full_count_.data();
       l.full_count_batch = l.count_batch;
@@ -213,7 +219,7 @@ class ScheduleCase {
       l.full_index = full_index_.data();
       l.full_index_batch = l.index_batch;
       l.full_index_head = l.index_head;
-      l.full_index_row = l.index_row;
+      l.full_index_row = l.full_width = l.index_row;
     }
     if (o.bits) {
       l.slot = slot_.data();
