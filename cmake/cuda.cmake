@@ -56,8 +56,13 @@ function(attn_cuda_instances header function)
 endfunction()
 
 attn_cuda_instances(cuda/sm80/attend_launch.h launch_attend_forward TYPES bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
+attn_cuda_instances(cuda/sm80/decode_launch.h launch_decode TYPES bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
+attn_cuda_instances(cuda/sm80/hip_launch.h launch_hip_select TYPES f32 bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
+attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_splits TYPES bf16 f16)
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states_backward TYPES f32 bf16 f16)
+# No op calls these yet: compiled by tests/static only.
+string(APPEND ATTN_CUDA_ROWS "#include \"cuda/smxx/layout_launch.h\"\n")
 file(CONFIGURE OUTPUT generated/cuda_kernels.cu CONTENT "${ATTN_CUDA_ROWS}")
 
 if(ATTN_CUDA STREQUAL "OFF")

@@ -88,6 +88,10 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     }
     if (pages) {
       const int64_t page = pages[position / p.paging.page], row = position % p.paging.page;
+      if (page < 0 || page >= p.paging.stored) {  // never read: the key counts as removed
+        removed = true;
+        return no_key(i);
+      }
       t.k_row[i] = page * p.k.batch + row * p.k.token;
       t.v_row[i] = page * p.v.batch + row * p.v.token;
     } else {

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/hip_nodes.h"
 #include "cuda/launchers.h"
 #include "cuda/refuse.h"
 
@@ -51,8 +52,7 @@ template <class Params> using Launcher = void (*)(const Params&, Stream);
 
 // The instantiation with the fewest features of a row that hold the head dimensions: Family::of<kDim> for a kDim of
 // ATTN_CUDA_HEAD_DIMS, which every kernel with a kDim has.
-template <class Family> auto by_dim(const char* what, const AttendParams& p) {
-  const int64_t dim = std::max(p.dim, p.dim_v);
+template <class Family> auto by_dim(const char* what, const char* whose, int64_t dim) {
 #define ATTN_CUDA_DIM(kDim) \
   if (dim <= kDim) return Family::template of<kDim>;
 #include "attn_cuda_dims.inc"
@@ -61,20 +61,45 @@ template <class Family> auto by_dim(const char* what, const AttendParams& p) {
 #define ATTN_CUDA_DIM(kDim) most = kDim;
 #include "attn_cuda_dims.inc"
 #undef ATTN_CUDA_DIM
-  refuse(what, "head dimensions of q, k and v must be at most ", most, ", got ", p.dim, " and ", p.dim_v,
-         "; move the tensors to the CPU");
+  refuse(what, "head dimensions of ", whose, " must be at most ", most, ", got ", dim, "; move the tensors to the CPU");
 }
 
+// Few rows go another way than many.
+struct AttendLaunchers {
+  Launcher<AttendParams> many;
+  Launcher<DecodeParams> few;
+  Launcher<MergeSplitsParams> merge;
+};
 template <DType kType> struct AttendForwardOf {
-  template <int kDim> static constexpr Launcher<AttendParams> of = launch_attend_forward<kType, kDim>;
+  template <int kDim> static constexpr AttendLaunchers of = {launch_attend_forward<kType, kDim>,
+                                                             launch_decode<kType, kDim>, launch_merge_splits<kType>};
 };
 
-Launcher<AttendParams> choose(const AttendParams& p) {
-  constexpr const char* what = "attention forward";
+AttendLaunchers choose(const AttendParams& p) {
+  constexpr const char *what = "attention forward", *whose = "q, k and v";
+  const int64_t dim = std::max(p.dim, p.dim_v);
   switch (p.dtype) {
-    case DType::bf16: return by_dim<AttendForwardOf<DType::bf16>>(what, p);
-    case DType::f16: return by_dim<AttendForwardOf<DType::f16>>(what, p);
+    case DType::bf16: return by_dim<AttendForwardOf<DType::bf16>>(what, whose, dim);
+    case DType::f16: return by_dim<AttendForwardOf<DType::f16>>(what, whose, dim);
     default: refuse_dtype(what, "bfloat16 and float16", p.dtype);
+  }
+}
+
+template <DType kType> struct HipSelectOf {
+  template <int kDim> static constexpr Launcher<SelectParams> of = launch_hip_select<kType, kDim>;
+};
+
+Launcher<SelectParams> choose(const SelectParams& p) {
+  constexpr const char *what = "hip_select", *whose = "q and k";
+  if (const int64_t nodes = hip_nodes(p); nodes > kHipNodesAtMost) {
+    refuse(what, "ceil(mask_k / block_size_k) must be at most ", kHipNodesAtMost, ", got ", nodes,
+           "; use a smaller mask_k or a larger block_size_k, or move the tensors to the CPU");
+  }
+  switch (p.dtype) {
+    case DType::f32: return by_dim<HipSelectOf<DType::f32>>(what, whose, p.dim);
+    case DType::bf16: return by_dim<HipSelectOf<DType::bf16>>(what, whose, p.dim);
+    case DType::f16: return by_dim<HipSelectOf<DType::f16>>(what, whose, p.dim);
+    default: refuse_dtype(what, "float32, bfloat16 and float16", p.dtype);
   }
 }
 
@@ -125,9 +150,18 @@ void check_result(const char* what, cudaError_t result) {
 #define ATTN_CUDA_OP(function, Params)                                                   \
   void function(const Params& params, Stream stream) { choose(params)(params, stream); } \
   void check_##function(const Params& params) { choose(params); }
-ATTN_CUDA_OP(attend_forward, AttendParams)
+ATTN_CUDA_OP(hip_select, SelectParams)
 ATTN_CUDA_OP(merge_states, MergeStatesParams)
 ATTN_CUDA_OP(merge_states_backward, MergeStatesBackwardParams)
 #undef ATTN_CUDA_OP
+
+void attend_forward(const AttendParams& params, float* scratch, Stream stream) {
+  const AttendLaunchers chosen = choose(params);
+  if (!few_rows(params)) return chosen.many(params, stream);
+  const DecodeParams decode = decode_params(params, scratch);
+  chosen.few(decode, stream);
+  if (decode.splits > 1) chosen.merge(merge_params(decode), stream);
+}
+void check_attend_forward(const AttendParams& params) { choose(params); }
 
 }  // namespace attn::cuda

@@ -5,6 +5,7 @@
 
 #include "attn/merge.h"
 #include "attn/params.h"
+#include "cuda/decode_split.h"
 
 // As cuda_runtime.h has it.
 struct CUstream_st;
@@ -13,8 +14,12 @@ namespace attn::cuda {
 
 using Stream = CUstream_st*;
 
-// f16 and bf16, head dimensions up to the largest of the build (256 unless configured otherwise).
-void attend_forward(const AttendParams& params, Stream stream);
+// f16 and bf16, head dimensions up to the largest of the build (256 unless configured otherwise). scratch:
+// attend_scratch(params) floats on the device.
+void attend_forward(const AttendParams& params, float* scratch, Stream stream);
+
+// f32, f16 and bf16, the same head dimensions, searches of up to kHipNodesAtMost nodes.
+void hip_select(const SelectParams& params, Stream stream);
 
 // f32, f16 and bf16.
 void merge_states(const MergeStatesParams& params, Stream stream);
@@ -22,6 +27,7 @@ void merge_states_backward(const MergeStatesBackwardParams& params, Stream strea
 
 // Throws what the call would for its dtype and head dimensions, whatever the machine; reads no pointer.
 void check_attend_forward(const AttendParams& params);
+void check_hip_select(const SelectParams& params);
 void check_merge_states(const MergeStatesParams& params);
 void check_merge_states_backward(const MergeStatesBackwardParams& params);
 

@@ -7,6 +7,9 @@
 namespace attn::cuda {
 
 template <DType kType, int kDim> void launch_attend_forward(const AttendParams& params, Stream stream);
+template <DType kType, int kDim> void launch_decode(const DecodeParams& params, Stream stream);
+template <DType kType, int kDim> void launch_hip_select(const SelectParams& params, Stream stream);
+template <DType kType> void launch_merge_splits(const MergeSplitsParams& params, Stream stream);
 template <DType kType> void launch_merge_states(const MergeStatesParams& params, Stream stream);
 template <DType kType> void launch_merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
 

@@ -24,6 +24,8 @@ template <class T> ATTN_DEVICE T shuffle(T x, int source) { return __shfl_sync(0
 template <class T> ATTN_DEVICE T shuffle_xor(T x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }
 ATTN_DEVICE uint32_t ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 ATTN_DEVICE bool any(bool x) { return __any_sync(0xffffffffu, x); }
+ATTN_DEVICE int32_t reduce_add(int32_t x) { return __reduce_add_sync(0xffffffffu, x); }
+ATTN_DEVICE uint32_t popcount(uint32_t x) { return static_cast<uint32_t>(__popc(x)); }
 
 ATTN_DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 

@@ -1,5 +1,6 @@
 // Allocates results, fills what no kernel writes, and calls the kernels.
 #include <limits>
+#include <optional>
 
 #include "ops/attend_args.h"
 #include "ops/backend.h"
@@ -41,7 +42,9 @@ std::tuple<Tensor, Tensor> run_forward(const Check& check, AttendParams& p, cons
   }
   p.out = check.view4(out);
   p.lse = lse.data_ptr();
-  attend_forward_on(check, p);
+  std::optional<Tensor> scratch;
+  if (const int64_t n = attend_scratch_on(check, p)) scratch = new_tensor(q, {n}, ScalarType::Float);
+  attend_forward_on(check, p, scratch ? static_cast<float*>(scratch->data_ptr()) : nullptr);
   return {out, lse};
 }
 

@@ -1,5 +1,7 @@
 #include "ops/backend.h"
 
+#include "cuda/decode_split.h"
+
 #if ATTN_HAS_CUDA
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
@@ -50,7 +52,7 @@ template <class F> void named(const Check& check, F&& call) {
 }
 
 #define ATTN_CUDA_CHECK(function) named(check, [&] { cuda::check_##function(params); })
-#define ATTN_CUDA_CALL(function) named(check, [&] { cuda::function(params, OnDevice(check).stream()); })
+#define ATTN_CUDA_CALL(function, ...) named(check, [&] { cuda::function(__VA_ARGS__, OnDevice(check).stream()); })
 
 #else
 
@@ -61,24 +63,37 @@ template <class F> void named(const Check& check, F&& call) {
 }
 
 #define ATTN_CUDA_CHECK(function) no_kernels(check)
-#define ATTN_CUDA_CALL(function) no_kernels(check)
+#define ATTN_CUDA_CALL(function, ...) no_kernels(check)
 
 #endif
 
 }  // namespace
 
-// One row for each function that both backends have.
-#define ATTN_BACKEND(function, Params)                                   \
+#define ATTN_BACKEND_CHECK(function, Params)                             \
   void check_##function##_on(const Check& check, const Params& params) { \
     static_cast<void>(params);                                           \
     if (check.on_cuda()) ATTN_CUDA_CHECK(function);                      \
-  }                                                                      \
-  void function##_on(const Check& check, const Params& params) {         \
-    if (check.on_cuda()) ATTN_CUDA_CALL(function);                       \
-    else cpu::function(params);                                          \
   }
 
-ATTN_BACKEND(attend_forward, AttendParams)
+// One row for each function that both backends have.
+#define ATTN_BACKEND(function, Params)                           \
+  ATTN_BACKEND_CHECK(function, Params)                           \
+  void function##_on(const Check& check, const Params& params) { \
+    if (check.on_cuda()) ATTN_CUDA_CALL(function, params);       \
+    else cpu::function(params);                                  \
+  }
+
+ATTN_BACKEND_CHECK(attend_forward, AttendParams)
+int64_t attend_scratch_on(const Check& check, const AttendParams& params) {
+  return check.on_cuda() ? cuda::attend_scratch(params) : 0;
+}
+void attend_forward_on(const Check& check, const AttendParams& params, float* scratch) {
+  static_cast<void>(scratch);
+  if (check.on_cuda()) ATTN_CUDA_CALL(attend_forward, params, scratch);
+  else cpu::attend_forward(params);
+}
+
+ATTN_BACKEND(hip_select, SelectParams)
 ATTN_BACKEND(merge_states, MergeStatesParams)
 ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)
 

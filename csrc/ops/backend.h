@@ -9,7 +9,12 @@
 namespace attn::ops {
 
 void check_attend_forward_on(const Check& check, const AttendParams& params);
-void attend_forward_on(const Check& check, const AttendParams& params);
+// Floats that attend_forward_on wants as scratch memory.
+int64_t attend_scratch_on(const Check& check, const AttendParams& params);
+void attend_forward_on(const Check& check, const AttendParams& params, float* scratch);
+
+void check_hip_select_on(const Check& check, const SelectParams& params);
+void hip_select_on(const Check& check, const SelectParams& params);
 
 void check_merge_states_on(const Check& check, const MergeStatesParams& params);
 void merge_states_on(const Check& check, const MergeStatesParams& params);

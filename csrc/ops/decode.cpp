@@ -21,7 +21,7 @@ PageTable check_pages(const Check& check, const Tensor& table, const Tensor& k_c
   constexpr int64_t kMaxTokens = int64_t{1} << 30;
   check.require(pages <= kMaxTokens / page, "block_table must span at most 2**30 keys, got ", pages, " pages of ",
                 page);
-  return {static_cast<const int32_t*>(table.data_ptr()), pages, page};
+  return {static_cast<const int32_t*>(table.data_ptr()), pages, page, k_cache.size(0)};
 }
 
 // Lengths, and every page that they say is read.
@@ -30,6 +30,7 @@ void check_lengths(const Check& check, const Tensor& seqlens, const AttendParams
   check.index(seqlens, "seqlens", 1, "[B]");
   check.shape(seqlens, "seqlens", {p.batch}, "[B]");
   check.contiguous(seqlens, "seqlens");
+  if (!check.values_known()) return;  // kernels read no key past the capacity and no page that isn't there
   const int32_t* n = static_cast<const int32_t*>(seqlens.data_ptr());
   for (int64_t b = 0; b < p.batch; ++b) {
     check.require(n[b] >= 0 && n[b] <= p.tk, "seqlens must be in [0, ", p.tk, "] (what the cache can hold), got ", n[b],
@@ -51,10 +52,10 @@ std::tuple<Tensor, Tensor> decode_forward(const Tensor& q, const Tensor& k_cache
                                           int64_t block_q, int64_t block_k, int64_t layout_keys, int64_t window_left,
                                           int64_t window_right, int64_t sink_tokens, std::optional<double> scale,
                                           const OptionalTensor& key_log_weight) {
-  const Check check("decode_forward");
+  const Check check("decode_forward", q);
   const OptionalTensor& none = AttendOptions::none;
   check.rank(q, "q", 4, "[B, H, Tq, D]");
-  PageTable pages{nullptr, 0, 0};
+  PageTable pages{nullptr, 0, 0, 0};
   if (block_table) pages = check_pages(check, *block_table, k_cache, q.size(0));
   AttendParams p =
       attend_params(check, q, k_cache, v_cache,
@@ -74,12 +75,13 @@ std::tuple<Tensor, Tensor> decode_forward(const Tensor& q, const Tensor& k_cache
   }
   // Work is shared out by what is there, not by what there is room for.
   const int32_t* lengths = p.key_lengths;
-  p.tk = p.batch > 0 ? *std::max_element(lengths, lengths + p.batch) : 0;
+  if (check.values_known()) p.tk = p.batch > 0 ? *std::max_element(lengths, lengths + p.batch) : 0;
   return run_forward(check, p, q);
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) { m.impl("decode_forward", TORCH_BOX(&decode_forward)); }
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("decode_forward", TORCH_BOX(&decode_forward)); }
 
 }  // namespace attn::ops

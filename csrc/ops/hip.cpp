@@ -1,8 +1,8 @@
 // HiP attention: a tree search chooses short blocks of keys per query block, attention adds sinks and a window.
 #include <cstdlib>
 
-#include "attn/cpu.h"
 #include "ops/attend_args.h"
+#include "ops/backend.h"
 #include "ops/text.h"
 
 namespace attn::ops {
@@ -29,8 +29,9 @@ struct SearchOptions {
   const Text &representative, &reduce_heads;
 };
 
-std::tuple<Tensor, Tensor> select(const Check& check, const Tensor& q, const Tensor& k, const HipOptions& o,
-                                  const SearchOptions& s) {
+// Everything but the lists.
+SelectParams select_params(const Check& check, const Tensor& q, const Tensor& k, const HipOptions& o,
+                           const SearchOptions& s) {
   constexpr int64_t kMaxKeys = int64_t{1} << 30;
   const AttendParams sizes = attend_params(check, q, k, k, plain_options(o.causal, 1.0));
   check_options(check, o);
@@ -60,13 +61,18 @@ std::tuple<Tensor, Tensor> select(const Check& check, const Tensor& q, const Ten
   p.center = s.representative == "center";
   p.causal = o.causal;
   p.heads_mask = s.reduce_heads == "none" ? p.heads : s.reduce_heads == "group" ? p.heads_kv : 1;
+  return p;
+}
+
+std::tuple<Tensor, Tensor> select(const Check& check, SelectParams& p, const Tensor& q) {
   const int64_t rows = (p.tq + p.block_q - 1) / p.block_q, length = (p.mask_k + p.block_k - 1) / p.block_k;
+  check_hip_select_on(check, p);
   Tensor index = new_tensor(q, {p.batch, p.heads_mask, rows, length}, ScalarType::Int);
   Tensor count = new_tensor(q, {p.batch, p.heads_mask, rows}, ScalarType::Int);
   p.index = static_cast<int32_t*>(index.data_ptr());
   p.count = static_cast<int32_t*>(count.data_ptr());
   if (p.heads > 0) {
-    cpu::hip_select(p);
+    hip_select_on(check, p);
   } else {  // "all" has a list all the same
     torch::stable::zero_(count);
     torch::stable::fill_(index, INT32_MAX);
@@ -109,10 +115,9 @@ void check_selection(const Check& check, const SelectionView& s, int64_t batch, 
   }
 }
 
-// `fresh`: index and count are the search's own.
-AttendParams hip_params(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& index,
-                        const Tensor& count, const HipOptions& o, int64_t sink_tokens, std::optional<double> scale,
-                        bool fresh = false) {
+// Everything but the selection.
+AttendParams unselected_params(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v,
+                               const HipOptions& o, int64_t sink_tokens, std::optional<double> scale) {
   AttendParams p = attend_params(check, q, k, v, plain_options(o.causal, scale));
   check_options(check, o);
   check.require(sink_tokens >= 0 && sink_tokens <= INT32_MAX, "sink_tokens must be in [0, 2**31), got ", sink_tokens);
@@ -120,6 +125,12 @@ AttendParams hip_params(const Check& check, const Tensor& q, const Tensor& k, co
   p.rule.sink = sink_tokens;
   p.rows_at_end = !o.causal;
   p.schedule = ScheduleKind::gathered;
+  return p;
+}
+
+// `fresh`: index and count are the search's own.
+void set_selection(const Check& check, const Tensor& index, const Tensor& count, const HipOptions& o, bool fresh,
+                   AttendParams& p) {
   const int64_t rows = (p.tq + o.block_size_q - 1) / o.block_size_q;
   check.index(count, "count", 3, "[B, Hm, M]");
   check.index(index, "index", 4, "[B, Hm, M, K]");
@@ -142,14 +153,22 @@ AttendParams hip_params(const Check& check, const Tensor& q, const Tensor& k, co
   s.heads = heads;
   // On a GPU looking would mean waiting for it; kernels stay inside whatever the lists hold.
   if (!fresh && check.values_known()) check_selection(check, s, p.batch, rows, index.size(3), p.tk);
+}
+
+AttendParams hip_params(const Check& check, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& index,
+                        const Tensor& count, const HipOptions& o, int64_t sink_tokens, std::optional<double> scale) {
+  AttendParams p = unselected_params(check, q, k, v, o, sink_tokens, scale);
+  set_selection(check, index, count, o, false, p);
   return p;
 }
 
 std::tuple<Tensor, Tensor> hip_select(const Tensor& q, const Tensor& k, int64_t mask_k, int64_t block_size_q,
                                       int64_t block_size_k, int64_t block_stride_q, int64_t sliding_window,
                                       const Text& representative, const Text& reduce_heads, bool causal) {
-  return select(Check("hip_select"), q, k, {block_size_q, block_size_k, sliding_window, causal},
-                {mask_k, block_stride_q, representative, reduce_heads});
+  const Check check("hip_select", q);
+  SelectParams p = select_params(check, q, k, {block_size_q, block_size_k, sliding_window, causal},
+                                 {mask_k, block_stride_q, representative, reduce_heads});
+  return select(check, p, q);
 }
 
 std::tuple<Tensor, Tensor> hip_attend(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& index,
@@ -168,10 +187,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> hip_forward(const Tensor& q, const Te
                                                        int64_t sink_tokens, const Text& representative,
                                                        const Text& reduce_heads, bool causal,
                                                        std::optional<double> scale) {
-  const Check check("hip_forward");
+  const Check check("hip_forward", q);
   const HipOptions o{block_size_q, block_size_k, sliding_window, causal};
-  auto [index, count] = select(check, q, k, o, {mask_k, block_stride_q, representative, reduce_heads});
-  AttendParams p = hip_params(check, q, k, v, index, count, o, sink_tokens, scale, true);
+  AttendParams p = unselected_params(check, q, k, v, o, sink_tokens, scale);
+  SelectParams s = select_params(check, q, k, o, {mask_k, block_stride_q, representative, reduce_heads});
+  check_attend_forward_on(check, p);  // before the search runs
+  auto [index, count] = select(check, s, q);
+  set_selection(check, index, count, o, true, p);
   auto [out, lse] = run_forward(check, p, q);
   return {out, lse, index, count};
 }
@@ -197,6 +219,10 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("hip_backward", TORCH_BOX(&hip_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("hip_attend", TORCH_BOX(&hip_attend)); }
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
+  m.impl("hip_select", TORCH_BOX(&hip_select));
+  m.impl("hip_attend", TORCH_BOX(&hip_attend));
+  m.impl("hip_forward", TORCH_BOX(&hip_forward));
+}
 
 }  // namespace attn::ops

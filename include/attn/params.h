@@ -57,6 +57,7 @@ struct SelectionView {
 struct PageTable {
   const int32_t* table;  // null: not paged
   int64_t pages, page;
+  int64_t stored;  // P; an entry outside of it has no keys (on a GPU nobody has looked)
 };
 
 struct AttendParams {

@@ -114,10 +114,20 @@ def _cuda_head_dim(facts: Facts) -> str | None:
 _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "attention": (_cuda_head_dim,),
     "block_sparse_attention": (_cuda_head_dim,),
+    "decode_attention": (_cuda_head_dim,),
+    "hip_attention": (_cuda_head_dim,),
+    "hip_select": (_cuda_head_dim,),
     "s2_attention": (_cuda_head_dim,),
     "merge_states": (),
 }
 _TENSOR_CORES = (torch.bfloat16, torch.float16)
+_TENSOR_CORE_OPS = (
+    "attention",
+    "block_sparse_attention",
+    "decode_attention",
+    "hip_attention",
+    "s2_attention",
+)
 
 BACKENDS: tuple[Backend, ...] = (
     Backend(
@@ -133,7 +143,7 @@ BACKENDS: tuple[Backend, ...] = (
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         ops=_CUDA_OPS,
         predicates=(_kernels_built,),
-        op_dtypes=dict.fromkeys(("attention", "block_sparse_attention", "s2_attention"), _TENSOR_CORES),
+        op_dtypes=dict.fromkeys(_TENSOR_CORE_OPS, _TENSOR_CORES),
     ),
 )
 

@@ -158,7 +158,7 @@ template <class E> class AttendCase {
     p.q = q.view();
     p.k = o.page ? k_pages_.view() : k.view();
     p.v = o.page ? v_pages_.view() : v.view();
-    if (o.page) p.paging = {table_.data(), pages_, o.page};
+    if (o.page) p.paging = {table_.data(), pages_, o.page, k_pages_.batch};
     p.out = out.view();
     p.lse = lse.data();
     p.scale = scale;

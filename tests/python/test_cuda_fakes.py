@@ -29,12 +29,7 @@ def kernels(monkeypatch):
 @pytest.fixture
 def any_dtype(kernels, monkeypatch):
     """As if they took every dtype, so that a call's other faults are found."""
-    changed = [
-        dataclasses.replace(b, op_dtypes={}, ops={**b.ops, "hip_attention": (), "hip_select": ()})
-        if b.name == "cuda"
-        else b
-        for b in capability.BACKENDS
-    ]
+    changed = [dataclasses.replace(b, op_dtypes={}) if b.name == "cuda" else b for b in capability.BACKENDS]
     monkeypatch.setattr(capability, "BACKENDS", tuple(changed))
 
 
@@ -126,6 +121,13 @@ def test_a_build_without_kernels(monkeypatch):
 FUNCTIONS = {
     "attend_forward": lambda q, k, v, layout: attn.attention(q, k, v, causal=True),
     "block_sparse_forward": lambda q, k, v, layout: attn.attention(q, k, v, layout=layout),
+    "decode_forward": lambda q, k, v, layout: attn.decode_attention(
+        q, k, v, seqlens=q.new_zeros(1, dtype=torch.int32)
+    ),
+    "hip_select hip_attend": lambda q, k, v, layout: attn.hip_attention(
+        q, k, v, mask_k=16, sliding_window=16
+    ),
+    "hip_select": lambda q, k, v, layout: attn.hip_select(q, k, mask_k=16, sliding_window=16),
     "s2_forward": lambda q, k, v, layout: attn.s2_attention(q, k, v),
     "merge_states": lambda q, k, v, layout: attn.merge_states(
         torch.stack((q, q)), q.new_zeros((2, *q.shape[:3]), dtype=torch.float32)
@@ -134,7 +136,7 @@ FUNCTIONS = {
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_one_op_in_the_graph(name, kernels):
+def test_ops_in_the_graph(name, kernels):
     q, k, v = (torch.zeros(1, h, 128, 64, dtype=torch.bfloat16) for h in (4, 2, 2))
     layout = attn.patterns.sliding_window(128, 128, window=(20, 0), block_q=64, block_k=64)
     mode = FakeTensorMode()
@@ -142,7 +144,7 @@ def test_one_op_in_the_graph(name, kernels):
     with mode:
         graph = make_fx(FUNCTIONS[name])(*arguments).graph
     ops = [str(node.target) for node in graph.nodes if str(node.target).startswith("attn.")]
-    assert ops == [f"attn.{name}.default"]
+    assert ops == [f"attn.{op}.default" for op in name.split()]
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

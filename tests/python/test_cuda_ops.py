@@ -18,7 +18,10 @@ from test_ops_robust import all_ops, mutated
 CUDA_OPS = {
     "attend_forward",
     "block_sparse_forward",
+    "decode_forward",
     "hip_attend",
+    "hip_forward",
+    "hip_select",
     "merge_states",
     "merge_states_backward",
     "s2_forward",
@@ -29,7 +32,7 @@ NOT_SERVED = r"CUDA|empty.* API call failed"
 ABOUT_VALUES = (
     "cu_seqlens_[qk] must (start|not decrease|not exceed)|(kv|full)_count must be in .|disjoint|"
     "(kv|full)_index must (hold|be ascending)|partial_slot must be -1|"
-    "(count|index) must (be in .|hold|be asc)"
+    "(count|index) must (be in .|hold|be asc)|seqlens must be in .|block_table must hold"
 )
 
 

@@ -1,23 +1,13 @@
 // The CUDA attention forward on the host, against the textbook in double (the CPU test's oracle).
 #include "cuda/sm80/attend_forward.h"
 
-#include <gtest/gtest.h>
-
-#include "../cpp/attend_case.h"
+#include "attend_check.h"
 
 namespace attn {
 namespace {
 
-template <class E> struct DeviceElement;
-template <> struct DeviceElement<BF16> { using type = seam::Bf16; };
-template <> struct DeviceElement<F16> { using type = seam::F16; };
-
-// As in the CPU's test: share of 1/2 + |value| (the weights are rounded to E before they multiply v).
-template <class E> constexpr double kTolerance = E::dtype == DType::bf16 ? 0.008 : 0.001;
-constexpr double kLseTolerance = 4e-6;
-
 template <class E, int kDim> void run_dim(const AttendParams& p, simt::Order order) {
-  using Kernel = cuda::AttendForward<typename DeviceElement<E>::type, kDim>;
+  using Kernel = cuda::AttendForward<DeviceElement<E>, kDim>;
   simt::launch<Kernel>(p, order);
 }
 
@@ -29,53 +19,11 @@ template <class E> void run(const AttendParams& p, simt::Order order = simt::Ord
   else run_dim<E, 256>(p, order);
 }
 
-template <class E> void compare(AttendCase<E>& c) {
-  const AttendParams p = c.params();
-  const double logits = std::max(1., c.scale * std::sqrt(c.o.dim));
-  Expected out, lse;
-  c.expect_forward(out, lse);
-  for (int64_t b = 0; b < p.batch; ++b) {
-    for (int64_t h = 0; h < p.heads; ++h) {
-      for (int64_t t = 0; t < p.tq; ++t) {
-        const size_t row = lse.row(b, h, t);
-        const auto where = [&] { return testing::Message() << "batch " << b << " head " << h << " row " << t; };
-        if (lse.known[row]) {
-          const double want = *lse.at(b, h, t), got = c.lse[row];
-          if (std::isinf(want)) ASSERT_EQ(got, want) << "lse of " << where();
-          else ASSERT_NEAR(got, want, logits * kLseTolerance * (1 + std::abs(want))) << "lse of " << where();
-        }
-        for (int64_t d = 0; out.known[row] && d < p.dim_v; ++d) {
-          const double want = out.at(b, h, t)[d], bound = 0.5 * std::abs(c.gate_of(b, h, t)) + std::abs(want);
-          ASSERT_NEAR(c.out.get(b, h, t, d), want, logits * kTolerance<E> * bound) << where() << " feature " << d;
-        }
-        for (int64_t d = p.dim_v; d < p.dim_v + c.out.gap; ++d)
-          ASSERT_TRUE(std::isnan(c.out.get(b, h, t, d))) << where() << " was written past its end";
-      }
-    }
-  }
-}
-
 template <class E> void check(const AttendOptions& o, uint32_t seed) {
   SCOPED_TRACE(testing::Message() << o << " seed " << seed);
   AttendCase<E> c(o, seed);
   run<E>(c.params());
   compare(c);
-}
-
-// Fibers are slow: calls as random as the CPU's, with fewer heads. Rows of 62 and 126 elements lie 128 and 256 bytes
-// apart, so that they are copied by cp.async; the others aren't aligned.
-AttendOptions small_call(std::mt19937& random) {
-  AttendOptions o;
-  do o = random_attend(random);
-  while (std::max(o.dim, o.dim_v) > 64 && random() % 4 != 0);
-  if (random() % 2) o.dim = o.dim > 64 ? 126 : 62, o.dim_v = o.dim_v > 64 ? 126 : 62;
-  ScheduleOptions& s = o.schedule;
-  s.heads = std::min<int64_t>(s.heads / s.heads_kv, 2);
-  s.heads_kv = std::min<int64_t>(s.heads_kv, 3 - s.heads);
-  s.heads *= s.heads_kv;
-  s.selection_heads = s.selection_heads > 1 ? s.heads : 1;
-  s.dense_heads = std::min(s.dense_heads, s.heads_kv);
-  return o;
 }
 
 template <class E> class SimtAttendForward : public testing::Test {};

@@ -89,6 +89,23 @@ TEST(Simt, SharedMemoryRacesAreReported) {
   }
 }
 
+// Every lane gets the sum of its own warp.
+struct WarpSum {
+  static constexpr int kThreads = 64;
+  using Params = int32_t*;
+  struct Shared {};
+  static void run(const Params& out, Shared&) { out[thread()] = reduce_add(thread() * thread() - 1000); }
+};
+
+TEST(SimtRunner, ReduceAddIsTheSumOfAWarp) {
+  std::vector<int32_t> out(64, 7);
+  simt::launch<WarpSum>({}, out.data(), simt::Order::mixed);
+  int32_t want[2] = {};
+  for (int t = 0; t < 64; ++t) want[t / 32] += t * t - 1000;
+  for (int t = 0; t < 64; ++t) EXPECT_EQ(out[static_cast<size_t>(t)], want[t / 32]);
+  EXPECT_EQ(popcount(0x80000101u), 3u);
+}
+
 // Warps exchange through a named barrier, lanes through sync_warp; a shuffle orders nothing.
 template <int kVariant> struct Exchange {
   static constexpr int kThreads = 128;

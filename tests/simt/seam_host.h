@@ -1,6 +1,7 @@
 // The seam under test: what cuda/seam.h lists, for the fiber that calls.
 #pragma once
 
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -77,6 +78,21 @@ inline uint32_t ballot(bool x, const Where& where = Where::current()) {
   return mine.out;
 }
 inline bool any(bool x, const Where& where = Where::current()) { return ballot(x, where) != 0; }
+
+struct Sum { int32_t in, out; };
+inline int32_t reduce_add(int32_t x, const Where& where = Where::current()) {
+  Sum mine{x, 0};
+  collective(
+      "reduce_add", mine,
+      [](Sum** l) {
+        int32_t sum = 0;
+        for (int i = 0; i < kWarp; ++i) sum += l[i]->in;
+        for (int i = 0; i < kWarp; ++i) l[i]->out = sum;
+      },
+      where);
+  return mine.out;
+}
+inline uint32_t popcount(uint32_t x) { return static_cast<uint32_t>(std::popcount(x)); }
 
 inline float to_float(float x) { return x; }
 inline double to_float(double x) { return x; }

@@ -39,8 +39,14 @@ class Limit:
 ATTEND = Limit(6, 255, ("HMMA", "LDSM", "LDGSTS"))
 LIMITS = {
     "AttendForward": ATTEND,
+    "Decode": ATTEND,
+    "HipSelect": Limit(18, 255),  # those of float32 use no tensor cores
+    "LayoutBuild": Limit(1, 64),
+    "LayoutTranspose": Limit(1, 64),
+    "MergeSplits": Limit(2, 64),
     "MergeStates": Limit(3, 64),
     "MergeStatesBackward": Limit(3, 64),
+    "TilesTranspose": Limit(1, 64),
 }
 # Tensor core products (warp, warpgroup), ldmatrix, cp.async, TMA loads, local memory.
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "LDL", "STL")

@@ -65,12 +65,23 @@ template <class T, int kDim, int kRows> struct SharedRows {
   // Is all that the calling thread loaded finite?
   template <int kThreads> ATTN_DEVICE bool mine_finite() {
     bool finite = true;
-    for_mine<kThreads>([&](int row, int c) {
-      const Chunk x = *at(row, c);
-      constexpr uint32_t low = kNotFinite<T>, high = low << 16;
-      ATTN_UNROLL
-      for (int i = 0; i < 4; ++i) finite &= (x.pair[i] & low) != low && (x.pair[i] & high) != high;
-    });
+    for_mine<kThreads>([&](int row, int c) { finite &= all_finite(*at(row, c)); });
+    return finite;
+  }
+
+  // Is the calling thread's share of kCount rows from `row`, which its warp divides up?
+  template <int kCount> ATTN_DEVICE bool warp_finite(int row) {
+    bool finite = true;
+    ATTN_ROLLED
+    for (int i = seam::lane(); i < kCount * kChunks; i += 32) finite &= all_finite(*at(row + i / kChunks, i % kChunks));
+    return finite;
+  }
+
+  ATTN_DEVICE static bool all_finite(const Chunk& x) {
+    constexpr uint32_t low = kNotFinite<T>, high = low << 16;
+    bool finite = true;
+    ATTN_UNROLL
+    for (int i = 0; i < 4; ++i) finite &= (x.pair[i] & low) != low && (x.pair[i] & high) != high;
     return finite;
   }
 

@@ -6,6 +6,10 @@
 
 namespace attn::cuda {
 
+template <DType kType> void launch_merge_splits(const MergeSplitsParams& p, Stream stream) {
+  launch<MergeSplits<Element<kType>>>("merge of partial results", p, stream);
+}
+
 template <DType kType> void launch_merge_states(const MergeStatesParams& p, Stream stream) {
   launch<MergeStates<Element<kType>>>("merge_states", p, stream);
 }

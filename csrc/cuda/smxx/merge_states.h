@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attn/merge.h"
+#include "cuda/decode_split.h"
 #include "cuda/grid.h"
 #include "cuda/seam.h"
 
@@ -28,6 +29,29 @@ struct MergeRow {
   }
 };
 
+// Merges the calling warp's row of parts of type From into `out`.
+template <class From, class T> ATTN_DEVICE void merge_row(const MergeStatesParams& p, const MergeRow& row, T* out) {
+  constexpr int kFeatures = 4;  // of a lane at once: loads in flight
+  const float lse = merged_lse<float>(p.parts, [&](int64_t n) { return *row.of<const float>(p.lses, n); });
+  if (seam::lane() == 0) static_cast<float*>(p.lse)[row.index] = lse;
+  for (int64_t first = seam::lane(); first < p.dim; first += 32 * kFeatures) {
+    float sum[kFeatures] = {};
+    for (int64_t n = 0; n < p.parts; ++n) {
+      const float weight = part_weight(*row.of<const float>(p.lses, n), lse);
+      if (weight == 0) continue;  // an empty part is never read
+      const From* x = row.of<const From>(p.outs, n);
+      for (int i = 0; i < kFeatures; ++i) {
+        const int64_t d = first + 32 * i;
+        if (d < p.dim) sum[i] += weight * seam::to_float(x[d]);
+      }
+    }
+    for (int i = 0; i < kFeatures; ++i) {
+      const int64_t d = first + 32 * i;
+      if (d < p.dim) out[d] = seam::from_float<T>(sum[i]);
+    }
+  }
+}
+
 template <class T> struct MergeStates {
   static constexpr int kThreads = kMergeThreads;
   using Params = MergeStatesParams;
@@ -35,28 +59,24 @@ template <class T> struct MergeStates {
   static Grid grid(const Params& p) { return merge_grid(p); }
 
   ATTN_DEVICE static void run(const Params& p, Shared&) {
-    constexpr int kFeatures = 4;  // of a lane at once: loads in flight
     const MergeRow row = MergeRow::mine(p.heads, p.tokens);
     if (row.index >= p.batch * p.heads * p.tokens) return;
-    const float lse = merged_lse<float>(p.parts, [&](int64_t n) { return *row.of<const float>(p.lses, n); });
-    if (seam::lane() == 0) static_cast<float*>(p.lse)[row.index] = lse;
-    T* out = static_cast<T*>(p.out) + row.index * p.dim;
-    for (int64_t first = seam::lane(); first < p.dim; first += 32 * kFeatures) {
-      float sum[kFeatures] = {};
-      for (int64_t n = 0; n < p.parts; ++n) {
-        const float weight = part_weight(*row.of<const float>(p.lses, n), lse);
-        if (weight == 0) continue;  // an empty part is never read
-        const T* x = row.of<const T>(p.outs, n);
-        for (int i = 0; i < kFeatures; ++i) {
-          const int64_t d = first + 32 * i;
-          if (d < p.dim) sum[i] += weight * seam::to_float(x[d]);
-        }
-      }
-      for (int i = 0; i < kFeatures; ++i) {
-        const int64_t d = first + 32 * i;
-        if (d < p.dim) out[d] = seam::from_float<T>(sum[i]);
-      }
-    }
+    merge_row<T>(p, row, static_cast<T*>(p.out) + row.index * p.dim);
+  }
+};
+
+// The same of float32 parts (decode_split.h), into rows with strides.
+template <class T> struct MergeSplits {
+  static constexpr int kThreads = kMergeThreads;
+  using Params = MergeSplitsParams;
+  struct Shared {};
+  static Grid grid(const Params& p) { return merge_grid(p.states); }
+
+  ATTN_DEVICE static void run(const Params& p, Shared&) {
+    const MergeRow row = MergeRow::mine(p.states.heads, p.states.tokens);
+    if (row.index >= p.states.batch * p.states.heads * p.states.tokens) return;
+    T* out = static_cast<T*>(p.out.data) + row.batch * p.out.batch + row.head * p.out.head + row.token * p.out.token;
+    merge_row<float>(p.states, row, out);
   }
 };
 

@@ -136,7 +136,7 @@ def _caches(q: Any, k_cache: Any, v_cache: Any, block_table: Any) -> tuple[Tenso
             f"v_cache must have the first three sizes of k_cache {check.shape_text(k_cache)}, "
             f"got shape {check.shape_text(v_cache)}"
         )
-    require_backend("decode_attention", q)
+    require_backend("decode_attention", q, head_dim=max(dim, v_cache.shape[3]))
     return check.last_contiguous(q), check.last_contiguous(k_cache), check.last_contiguous(v_cache)
 
 
