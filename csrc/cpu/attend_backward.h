@@ -8,12 +8,14 @@
 
 ATTN_NAMESPACE_BEGIN
 
-// Keys an item owns. Dense: one key tile, whose packed form then serves every row tile. Block schedules: whole blocks,
-// for the same reason. Gathered keys are scattered anyway: a range long enough for a selection to fill key tiles.
+// Keys an item owns. Dense: one key tile, whose packed form then serves every row tile, and as long as fits, since each
+// item reads all rows and adds to all their dQ. Block schedules: whole blocks, for the same reason. Gathered keys are
+// scattered anyway: a range long enough for a selection to fill key tiles.
 inline int32_t key_range(const AttendParams& p) {
   if (p.schedule == ScheduleKind::gathered) return 2048;
-  const int32_t dense = tile_keys(p.dim, p.dim_v) == kTileKeys ? 128 : 64;
-  if (p.schedule == ScheduleKind::range) return dense;
+  const int32_t keys = tile_keys(p.dim, p.dim_v);
+  if (p.schedule == ScheduleKind::range) return keys;
+  const int32_t dense = keys == kTileKeys ? 128 : 64;
   const int32_t block = static_cast<int32_t>(p.schedule == ScheduleKind::layout ? p.layout.block_k : p.strided.block);
   return block >= 64 ? (block <= 128 ? block : dense) : (64 + block - 1) / block * block;
 }
@@ -22,6 +24,7 @@ template <class In> struct BackwardItem {
   using T = Operand<In>;
   using A = Acc<T>;
   static constexpr int W = kPanel<T>, L = kLanes<T>;
+  static constexpr int kChunk = 64;  // rows whose scores and dP stay in L1 until they have become weights and dS
 
   const AttendBackwardParams& bp;
   const AttendParams& p;
@@ -41,12 +44,17 @@ template <class In> struct BackwardItem {
   int64_t ds_width;
   ColumnOperand<T, In>*q_columns, *dout_columns, *k_columns;
   A *dk, *dv, *dw, *tile_dk, *tile_dv, *s, *dp, *lse2, *delta, *gate, *ones, *key_weight, *gate_sum;
+  PanelReach reach[kMaxRows / kChunk];  // of each chunk of rows
+  const A scale;                        // of the logits, in base 2
+  bool plain;                           // no modifier at all: plain_gradients may serve (segments only cut)
   int32_t* segment;
 
   BackwardItem(const AttendBackwardParams& params, const BackwardRows<In>& rows_state, DqSums<In>& dq_sums, Carve& c)
       : bp(params), p(params.forward), state(rows_state), dq(dq_sums), depth(depth_of<T>(p.dim)),
         depth_v(depth_of<T>(p.dim_v)), columns(round_up_lanes<T>(p.dim)), columns_v(round_up_lanes<T>(p.dim_v)),
-        range(key_range(params.forward)), want_queries(params.dq.data), want_keys(params.dk.data) {
+        range(key_range(params.forward)), want_queries(params.dq.data), want_keys(params.dk.data),
+        scale(static_cast<A>(p.scale * kLog2e)),
+        plain(!p.head_gate.data && p.softcap == 0 && !p.key_log_weight.data && !bp.dhead_gate && !bp.dkey_log_weight) {
     const int n = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
     tile = c.take<KeyTile>(1);
@@ -55,11 +63,11 @@ template <class In> struct BackwardItem {
     k_columns = c.take<ColumnOperand<T, In>>(1);
     k = c.take<T>((n + W) * depth);
     v = c.take<T>((n + W) * depth_v);
-    q = c.take<T>(kMaxRows * depth);
-    dout = c.take<T>(kMaxRows * depth_v);
-    T* q_scratch = c.take<T>(kMaxRows * columns);
-    T* dout_scratch = c.take<T>(kMaxRows * columns_v);
-    T* k_scratch = c.take<T>(n * columns);
+    q = c.take<T>(kMaxRows * (kPairRows<T> ? depth : padded_columns<T>(p.dim)));
+    dout = c.take<T>(kMaxRows * (kPairRows<T> ? depth_v : padded_columns<T>(p.dim_v)));
+    T* q_scratch = c.take<T>(kMaxRows * padded_columns<T>(p.dim));
+    T* dout_scratch = c.take<T>(kMaxRows * padded_columns<T>(p.dim_v));
+    T* k_scratch = c.take<T>(n * padded_columns<T>(p.dim));
     if (c.base) {
       q_columns->scratch = q_scratch;
       dout_columns->scratch = dout_scratch;
@@ -70,9 +78,9 @@ template <class In> struct BackwardItem {
     dw = c.take<A>(range + W);
     tile_dk = c.take<A>((n + W) * columns);
     tile_dv = c.take<A>((n + W) * columns_v);
-    s = c.take<A>(kMaxRows * W);
-    dp = c.take<A>(kMaxRows * W);
-    weights = kPairRows<T> ? c.take<T>(kMaxRows * W) : reinterpret_cast<T*>(s);
+    s = c.take<A>(kChunk * W);
+    dp = c.take<A>(kChunk * W);
+    weights = c.take<T>(kMaxRows * W);
     ds_width = (n + W - 1) / W * W;
     ds_rows = c.take<DsElement<T>>(kMaxRows * ds_width);
     ds = kPairRows<T> ? c.take<T>(kMaxRows * W) : nullptr;
@@ -96,6 +104,19 @@ template <class In> struct BackwardItem {
            (seq.k_token + tile->position[lane]) * x.token;
   }
 
+  // Rows as the operand of both kinds of products; one copy serves both unless the elements are pairs.
+  static Placed<T> place(const TokenRows<In>& tokens, T* as_rows, ColumnOperand<T, In>& as_columns) {
+    if constexpr (kPairRows<T>) {
+      as_columns.pack(tokens);
+      return place_rows<T, In>(tokens, as_rows);
+    } else {
+      const Placed<T> at{as_rows, padded_columns<T>(tokens.dim)};
+      copy_columns<T, In>(tokens, as_rows, at.ld);
+      as_columns.use(tokens, at);
+      return at;
+    }
+  }
+
   // Keys of the tile as panels. A range that is one run keeps them from row tile to row tile.
   void pack_keys(const Sequence& seq, int32_t first, int32_t count, int64_t width) {
     const int32_t which = first / W;
@@ -108,9 +129,40 @@ template <class In> struct BackwardItem {
 
   void forget_keys() { std::memset(panel_packed, 0, sizeof panel_packed); }
 
-  // Scores s and dp of rows [a, b) -> weights (times the gate), and dS in the two forms the products need.
+  // The common case of score_gradients: no modifier (see `plain`), and every row sees every key.
+  template <int NV> void plain_gradients(int32_t first, int from, int a, int b) {
+    auto gradient = [&](int r, vec<A>* weight, vec<A>* out) {
+      for (int i = 0; i < NV; ++i) {
+        const int64_t at = ((r - a) * NV + i) * L;
+        weight[i] = exp2v(load(s + at) * scale - lse2[r]);
+        out[i] = weight[i] * (load(dp + at) - delta[r]);
+        store_as(ds_rows + r * ds_width + first + i * L, out[i]);
+      }
+    };
+    for (int r = a; r < b; r += kPair<T>) store_weights<NV>(from, r, r + 1 < b, gradient);
+  }
+
+  // Weights and dS of row r, in pairs of rows r and r + 1, where `gradient(row, weight, dS)` computes a row's. `from`
+  // is the row that the panel's operands start at.
+  template <int NV, class F> ATTN_INLINE void store_weights(int from, int r, bool both, F& gradient) {
+    vec<A> w[NV], d[NV];
+    gradient(r, w, d);
+    if constexpr (kPairRows<T>) {
+      vec<A> w_next[NV] = {}, d_next[NV] = {};
+      if (both) gradient(r + 1, w_next, d_next);
+      for (int i = 0; i < NV; ++i) {
+        const int64_t at = ((r - from) / 2 * NV + i) * L;
+        store(weights + at, make_pairs(w[i], w_next[i]));
+        store(ds + at, make_pairs(d[i], d_next[i]));
+      }
+    } else {
+      for (int i = 0; i < NV; ++i) store(weights + ((r - from) * NV + i) * L, w[i]);
+    }
+  }
+
+  // Products s and dp of rows [a, b) -> weights (times the gate), and dS in the two forms the products need.
   template <int NV>
-  void score_gradients(int32_t first, int32_t count, int a, int b, bool masked, const Modifiers<A>& mod) {
+  void score_gradients(int32_t first, int32_t count, int from, int a, int b, bool masked, const Modifiers<A>& mod) {
     LaneMask<A, NV> mask(*rows, *tile, first, count, mod);
     vec<A> weight_sum[NV] = {}, key_term[NV] = {};
     if (mod.key_weight) {
@@ -122,7 +174,7 @@ template <class In> struct BackwardItem {
       vec<A> row_sum{};
       for (int i = 0; i < NV; ++i) {
         const int64_t at = ((r - a) * NV + i) * L;
-        vec<A> x = load(s + at), g = load(dp + at), slope = splat(A{1});
+        vec<A> x = load(s + at) * scale, g = load(dp + at), slope = splat(A{1});
         if (mod.softcap > 0) {
           x = soft_cap<A>(x, mod.softcap);
           const vec<A> t = x / mod.softcap;
@@ -150,20 +202,7 @@ template <class In> struct BackwardItem {
         for (int k = 0; k < L; ++k) gate_sum[r] += row_sum[k];
       }
     };
-    for (int r = a; r < b; r += kPair<T>) {
-      vec<A> w[NV], d[NV], w_next[NV] = {}, d_next[NV] = {};
-      gradient(r, w, d);
-      if constexpr (kPairRows<T>) {
-        if (r + 1 < b) gradient(r + 1, w_next, d_next);
-        for (int i = 0; i < NV; ++i) {
-          const int64_t at = ((r - a) / 2 * NV + i) * L;
-          store(weights + at, make_pairs(w[i], w_next[i]));
-          store(ds + at, make_pairs(d[i], d_next[i]));
-        }
-      } else {
-        for (int i = 0; i < NV; ++i) store(weights + ((r - a) * NV + i) * L, w[i]);
-      }
-    }
+    for (int r = a; r < b; r += kPair<T>) store_weights<NV>(from, r, r + 1 < b, gradient);
     if (!bp.dkey_log_weight) return;
     for (int32_t i = 0; i < count; ++i) dw[tile->position[first + i] - k_begin] += weight_sum[i / L][i % L];
   }
@@ -188,15 +227,19 @@ template <class In> struct BackwardItem {
       return true;
     }
     if (kPairRows<T>) a &= ~1;  // rows are paired from the tile's start
-    // Padding lanes must not touch the next keys' sums, so a short panel is masked too.
-    const bool masked = count < NV * L || needs_mask(*tile, first, first + count, panel_reach(*rows, a, b), mod);
     pack_keys(seq, first, count, NV * L);
     const int n = b - a;
-    vec<A> unused[NV] = {};
-    dot_panel<T, NV>(qt.data + a * qt.ld, qt.ld, n, depth, k + first * depth, static_cast<A>(p.scale * kLog2e), s,
-                     unused);
-    dot_panel<T, NV>(dt.data + a * dt.ld, dt.ld, n, depth_v, v + first * depth_v, A{1}, dp, unused);
-    score_gradients<NV>(first, count, a, b, masked, mod);
+    bool masked = false;
+    for (int c = a / kChunk * kChunk; c < b; c += kChunk) {
+      const int from = max_i32(a, c), to = min_i32(b, c + kChunk);
+      // Padding lanes must not touch the next keys' sums, so a short panel is masked too.
+      const bool cut = count < NV * L || needs_mask(*tile, first, first + count, reach[c / kChunk], mod);
+      product_panel<T, NV>(qt.data + from * qt.ld, qt.ld, to - from, depth, k + first * depth, s);
+      product_panel<T, NV>(dt.data + from * dt.ld, dt.ld, to - from, depth_v, v + first * depth_v, dp);
+      if (plain && !cut) plain_gradients<NV>(first, a, from, to);
+      else score_gradients<NV>(first, count, a, from, to, cut, mod);
+      masked |= cut;
+    }
     clear_ds(first, NV * L, 0, a);
     clear_ds(first, NV * L, b, rows->rows);
     if (masked) {
@@ -226,10 +269,10 @@ template <class In> struct BackwardItem {
       if (!placed) {
         const TokenRows<In> q_tokens = row_tokens(p.q, seq, p.dim, run),
                             d_tokens = row_tokens(bp.dout, seq, p.dim_v, run);
-        qt = place_rows<T, In>(q_tokens, q);
-        dt = place_rows<T, In>(d_tokens, dout);
-        q_columns->place(q_tokens, &qt);
-        dout_columns->place(d_tokens, &dt);
+        qt = place(q_tokens, q, *q_columns);
+        dt = place(d_tokens, dout, *dout_columns);
+        for (int c = 0; c * kChunk < rows->rows; ++c)
+          reach[c] = panel_reach(*rows, c * kChunk, min_i32((c + 1) * kChunk, rows->rows));
         state.load_block(seq, *rows, lse2, delta, gate);
         placed = true;
       }
@@ -237,7 +280,7 @@ template <class In> struct BackwardItem {
       const bool direct = t.runs == 1;
       if (!direct || t.run[0].begin != packed_begin || t.n != packed_n) {
         forget_keys();
-        k_columns->place(t.rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim), nullptr);
+        k_columns->pack(t.rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim));
         packed_run = t.run[0];
         if (direct) k_columns->rows.run = &packed_run;
       }
@@ -250,6 +293,7 @@ template <class In> struct BackwardItem {
       bool unseen = false;
       for (int32_t first = 0; first < t.n; first += W) {
         const int32_t count = min_i32(W, t.n - first);
+        if (want_queries) prefetch_dq(seq, first, t.n);
         if (count <= L) unseen |= panel<1>(seq, first, count, qt, dt, mod);
         else unseen |= panel<2>(seq, first, count, qt, dt, mod);
       }
@@ -265,6 +309,15 @@ template <class In> struct BackwardItem {
     if (bp.dhead_gate) {
       float* to = bp.dhead_gate + state.row(seq.batch, rows->group.head, seq.q_token + rows->group.q_begin);
       for (int32_t r = 0; r < rows->rows; ++r) to[r] += static_cast<float>(gate_sum[r]);
+    }
+  }
+
+  // The rows' dQ was last touched an item ago: fetches the share of it that falls to the panel at `first` of `n` keys.
+  void prefetch_dq(const Sequence& seq, int32_t first, int32_t n) const {
+    const int32_t head = static_cast<int32_t>(rows->group.head), end = min_i32(first + W, n);
+    for (int32_t r = rows->rows * first / n; r < rows->rows * end / n; ++r) {
+      const A* row = dq.row(seq, head, rows->group.q_begin + r);
+      for (int64_t x = 0; x < columns; x += 64 / sizeof(A)) __builtin_prefetch(row + x, 1, 2);
     }
   }
 

@@ -60,7 +60,10 @@ ATTN_INLINE bool all_rows_see(const KeyTile& t, int j, const PanelReach& r) {
 // Is a mask needed for keys [a, b) of the tile in a panel with reach r?
 template <class A>
 inline bool needs_mask(const KeyTile& t, int a, int b, const PanelReach& r, const Modifiers<A>& mod) {
-  if (t.any_slot || mod.removes) return true;
+  if (mod.removes) return true;
+  for (int i = a; t.any_slot && i < b; ++i) {
+    if (t.slot[i] >= 0) return true;
+  }
   if (mod.segment) {
     if (!r.one_segment) return true;
     for (int i = a; i < b; ++i) {
@@ -224,11 +227,12 @@ template <class A, int NV> struct PanelMask {
 // past `count` are padding and never kept, nor are keys of weight -inf.
 template <class A, int NV> struct LaneMask {
   static constexpr int L = Lanes<A>::n;
-  Ints<A> position[NV], exempt[NV], segment[NV] = {}, valid[NV];
+  Ints<A> position[NV], exempt[NV], segment[NV] = {}, valid[NV], bit[NV] = {};
   const RowBlock& rows;
   const KeyTile& tile;
   const int32_t first, count;
   const Modifiers<A>& mod;
+  bool one_word = false;  // the lanes' bits lie in one word of a bit tile
 
   LaneMask(const RowBlock& b, const KeyTile& t, int32_t first_key, int32_t keys, const Modifiers<A>& m)
       : rows(b), tile(t), first(first_key), count(keys), mod(m) {
@@ -239,8 +243,13 @@ template <class A, int NV> struct LaneMask {
         exempt[v][i] = t.exempt[key];
         if (m.segment) segment[v][i] = m.segment[key];
         valid[v][i] = -(lane < count && !m.removed(key));
+        if (t.any_slot) bit[v][i] = static_cast<int32_t>(1u << (t.column[key] & 31));
       }
     }
+    if (!t.any_slot) return;
+    one_word = t.slot[first] >= 0;
+    for (int32_t key = first + 1; key < first + count; ++key)
+      one_word &= t.slot[key] == t.slot[first] && t.column[key] / 32 == t.column[first] / 32;
   }
 
   ATTN_INLINE void of_row(int r, Ints<A>* keep) const {
@@ -250,7 +259,12 @@ template <class A, int NV> struct LaneMask {
       const Ints<A> id = splat_int<A>(rows.segment[r]);
       for (int v = 0; v < NV; ++v) keep[v] &= segment[v] == id;
     }
-    if (tile.any_slot) {
+    if (one_word) {
+      const LayoutView& l = *mod.layout;
+      const int64_t row = static_cast<int64_t>(tile.slot[first]) * l.block_q + rows.block_row[r];
+      const Ints<A> word = splat_int<A>(l.bits[row * ((l.block_k + 31) / 32) + tile.column[first] / 32]);
+      for (int v = 0; v < NV; ++v) keep[v] &= (word & bit[v]) != 0;
+    } else if (tile.any_slot) {
       for (int v = 0; v < NV; ++v) keep[v] &= bits_of_row(r, v);
     }
   }

@@ -97,6 +97,32 @@ inline void dot_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, cons
   if (n < rows) dot_block<T, 1, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
 }
 
+template <class T, int MR, int NV>
+ATTN_INLINE void store_product(const T* a, int64_t lda, int64_t depth, const T* b, Acc<T>* __restrict s) {
+  constexpr int L = kLanes<T>;
+  vec<Acc<T>> acc[MR][NV];
+  product_block<T, MR, NV>(a, lda, depth, b, NV * L, acc);
+  ATTN_UNROLL
+  for (int m = 0; m < MR; ++m) {
+    ATTN_UNROLL
+    for (int v = 0; v < NV; ++v) store(s + (m * NV + v) * L, acc[m][v]);
+  }
+}
+
+// dot_panel without factor and maximum (backward).
+template <class T, int NV>
+inline void product_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, Acc<T>* s) {
+  constexpr int W = NV * kLanes<T>;
+  int64_t n = 0;
+  for (; n + kDotRows <= rows; n += kDotRows) store_product<T, kDotRows, NV>(a + n * lda, lda, depth, b, s + n * W);
+  for (; n + 4 <= rows; n += 4) store_product<T, 4, NV>(a + n * lda, lda, depth, b, s + n * W);
+  if (n + 2 <= rows) {
+    store_product<T, 2, NV>(a + n * lda, lda, depth, b, s + n * W);
+    n += 2;
+  }
+  if (n < rows) store_product<T, 1, NV>(a + n * lda, lda, depth, b, s + n * W);
+}
+
 template <class T, int V>
 ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, const T* __restrict b, int64_t ldb,
                            const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo) {

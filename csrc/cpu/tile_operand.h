@@ -58,17 +58,27 @@ template <class T, class In> inline Placed<T> place_rows(const TokenRows<In>& t,
   return {scratch, depth};
 }
 
+template <class T, class In> inline void copy_columns(const TokenRows<In>& t, T* to, int64_t ld) {
+  for (int64_t i = 0; i < t.n; i += kPair<T>) {
+    for (int64_t j = 0; j < kPair<T>; ++j) t.prefetch(i + kPrefetchRows + j);
+    pack_row_pair<T, In>(t.row(i), i + 1 < t.n ? t.row(i + 1) : nullptr, t.dim, to + i / kPair<T> * ld, ld);
+  }
+}
+
 // As the operand that is read by vectors: [n, or pairs][columns], columns a multiple of the lanes. `rows`, if not
 // null, is the same tile already placed by place_rows; it serves when its form is the same.
 template <class T, class In>
 inline Placed<T> place_columns(const TokenRows<In>& t, const Placed<T>* rows, T* scratch) {
   const int64_t ld = round_up_lanes<T>(t.dim);
   if (kPair<T> == 1 && t.dim == ld) return rows ? *rows : place_rows<T, In>(t, scratch);
-  for (int64_t i = 0; i < t.n; i += kPair<T>) {
-    for (int64_t j = 0; j < kPair<T>; ++j) t.prefetch(i + kPrefetchRows + j);
-    pack_row_pair<T, In>(t.row(i), i + 1 < t.n ? t.row(i + 1) : nullptr, t.dim, scratch + i / kPair<T> * ld, ld);
-  }
+  copy_columns<T, In>(t, scratch, ld);
   return {scratch, ld};
+}
+
+// Columns of a packed tile, an odd number of cache lines apart: rows a power of two apart share few sets of the cache.
+template <class T> ATTN_INLINE int64_t padded_columns(int64_t n) {
+  const int64_t columns = round_up_lanes<T>(n), line = 64 / static_cast<int64_t>(sizeof(T));
+  return columns % (2 * line) == 0 ? columns + line : columns;
 }
 
 template <class In> ATTN_INLINE bool row_is_finite(const In* x, int64_t n) {
@@ -109,11 +119,22 @@ template <class T, class In> struct ColumnOperand {
   int bad_count;
   int16_t bad[256];
 
-  void place(const TokenRows<In>& tokens, const Placed<T>* as_rows) {
+  void use(const TokenRows<In>& tokens, const Placed<T>& placed) {
     rows = tokens;
-    at = place_columns<T, In>(tokens, as_rows, scratch);
+    at = placed;
     checked = false;
     bad_count = 0;
+  }
+
+  void place(const TokenRows<In>& tokens, const Placed<T>* as_rows) {
+    use(tokens, place_columns<T, In>(tokens, as_rows, scratch));
+  }
+
+  // The same, always copied, so that it can be read many times from L1. scratch holds padded_columns a row.
+  void pack(const TokenRows<In>& tokens) {
+    const int64_t ld = padded_columns<T>(tokens.dim);
+    copy_columns<T, In>(tokens, scratch, ld);
+    use(tokens, {scratch, ld});
   }
 
   void check() {
