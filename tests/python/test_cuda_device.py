@@ -72,6 +72,43 @@ def test_s2_is_its_layout(causal):
         torch.testing.assert_close(a.double(), e, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("causal", [True, False])
+def test_hip(causal):
+    """Selections are compared by what they keep: ties of scores may fall either way between devices."""
+    q, k, v = tensors(Tq=500, D=32)
+    options = {"mask_k": 64, "block_size_q": 32, "sliding_window": 20, "sink_tokens": 4, "causal": causal}
+    out, lse, chosen = attn.hip_attention(q, k, v, **options, return_lse=True, return_selection=True)
+    kept = attn.HipSelection(chosen.index.cpu(), chosen.count.cpu())
+    on_cpu = [x.cpu() for x in (q, k, v)]
+    wanted = attn.hip_attention(*on_cpu, **options, selection=kept, return_lse=True)
+    for a, e, tolerance in zip((out, lse), wanted, (2e-2, 1e-3), strict=True):
+        torch.testing.assert_close(a.cpu().float(), e.float(), rtol=tolerance, atol=tolerance)
+    there = attn.hip_attention(*on_cpu, **options, return_selection=True)[1]
+    assert (there.count == kept.count).all()
+    assert (there.index == kept.index).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("new_tokens", [1, 3])
+def test_decode(paged, new_tokens):
+    g = torch.Generator().manual_seed(3)
+    q = torch.randn(3, 8, new_tokens, 64, generator=g).bfloat16()
+    k, v = (torch.randn(3, 2, 640, 64, generator=g).bfloat16() for _ in range(2))
+    table = None
+    if paged:
+        table = torch.randperm(30, generator=g).int().view(3, 10)
+        pages = [x.view(3, 2, 10, 64, 64).transpose(1, 2).flatten(0, 1) for x in (k, v)]
+        k, v = (torch.empty_like(x).index_copy_(0, table.flatten().long(), x) for x in pages)
+    options = {"seqlens": torch.tensor([640, 77, 3], dtype=torch.int32), "return_lse": True}
+    options |= {"window": (300, 0), "sink_tokens": 2}
+    wanted = attn.decode_attention(q, k, v, **options, block_table=table)
+    options["seqlens"] = options["seqlens"].cuda()
+    moved = None if table is None else table.cuda()
+    actual = attn.decode_attention(q.cuda(), k.cuda(), v.cuda(), **options, block_table=moved)
+    for a, e, tolerance in zip(actual, wanted, (2e-2, 1e-3), strict=True):
+        torch.testing.assert_close(a.cpu().float(), e.float(), rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("dim", [1, 64, 100])
 def test_merge_states(dtype, dim):
@@ -132,6 +169,8 @@ def test_no_call_waits_for_the_device():
         lambda: attn.attention(*one, cu_seqlens_q=cu, causal=True),
         lambda: attn.attention(q, k, v, layout=layout),
         lambda: attn.s2_attention(q, k, v),
+        lambda: attn.hip_attention(q, k, v, mask_k=64),
+        lambda: attn.decode_attention(q[:, :, :1], k, v, seqlens=cu[1:]),
         lambda: attn.merge_states(torch.stack((q, q)), q.new_zeros(2, *q.shape[:3], dtype=torch.float32)),
     ]
     for call in calls:
