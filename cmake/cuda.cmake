@@ -59,6 +59,9 @@ attn_cuda_instances(cuda/sm80/attend_launch.h launch_attend_forward TYPES bf16 f
 attn_cuda_instances(cuda/sm80/decode_launch.h launch_decode TYPES bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
 attn_cuda_instances(cuda/sm80/hip_launch.h launch_hip_select TYPES f32 bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_splits TYPES bf16 f16)
+attn_cuda_instances(cuda/sm80/attend_backward_launch.h launch_attend_gradients TYPES bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
+attn_cuda_instances(cuda/smxx/attend_delta_launch.h launch_attend_delta TYPES bf16 f16)
+attn_cuda_instances(cuda/smxx/attend_delta_launch.h launch_sink_gradients TYPES f32)
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states_backward TYPES f32 bf16 f16)
 # No op calls these yet: compiled by tests/static only.

@@ -85,6 +85,24 @@ AttendLaunchers choose(const AttendParams& p) {
   }
 }
 
+template <DType kType> struct AttendGradientsOf {
+  template <int kDim> static constexpr Launcher<BackwardParams> of = launch_attend_gradients<kType, kDim>;
+};
+
+struct AttendBackwardLaunchers { Launcher<BackwardParams> delta, gradients; };
+
+AttendBackwardLaunchers choose(const AttendBackwardParams& b) {
+  constexpr const char *what = "attention backward", *whose = "q, k and v";
+  const AttendParams& p = b.forward;
+  const int64_t dim = std::max(p.dim, p.dim_v);
+  switch (p.dtype) {
+    case DType::bf16:
+      return {launch_attend_delta<DType::bf16>, by_dim<AttendGradientsOf<DType::bf16>>(what, whose, dim)};
+    case DType::f16: return {launch_attend_delta<DType::f16>, by_dim<AttendGradientsOf<DType::f16>>(what, whose, dim)};
+    default: refuse_dtype(what, "bfloat16 and float16", p.dtype);
+  }
+}
+
 template <DType kType> struct HipSelectOf {
   template <int kDim> static constexpr Launcher<SelectParams> of = launch_hip_select<kType, kDim>;
 };
@@ -162,6 +180,15 @@ void attend_forward(const AttendParams& params, float* scratch, Stream stream) {
   chosen.few(decode, stream);
   if (decode.splits > 1) chosen.merge(merge_params(decode), stream);
 }
+void attend_backward(const AttendBackwardParams& params, float* scratch, Stream stream) {
+  const AttendBackwardLaunchers launch = choose(params);
+  const BackwardParams b{params, scratch};
+  launch.delta(b, stream);
+  launch_sink_gradients<DType::f32>(b, stream);
+  launch.gradients(b, stream);
+}
+void check_attend_backward(const AttendBackwardParams& params) { choose(params); }
+
 void check_attend_forward(const AttendParams& params) { choose(params); }
 
 }  // namespace attn::cuda

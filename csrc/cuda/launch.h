@@ -17,6 +17,8 @@ using Stream = CUstream_st*;
 // f16 and bf16, head dimensions up to the largest of the build (256 unless configured otherwise). scratch:
 // attend_scratch(params) floats on the device.
 void attend_forward(const AttendParams& params, float* scratch, Stream stream);
+// scratch: [B, H, Tq] floats on the device.
+void attend_backward(const AttendBackwardParams& params, float* scratch, Stream stream);
 
 // f32, f16 and bf16, the same head dimensions, searches of up to kHipNodesAtMost nodes.
 void hip_select(const SelectParams& params, Stream stream);
@@ -28,6 +30,7 @@ void merge_states_backward(const MergeStatesBackwardParams& params, Stream strea
 // Throws what the call would for its dtype and head dimensions, whatever the machine; reads no pointer.
 void check_attend_forward(const AttendParams& params);
 void check_hip_select(const SelectParams& params);
+void check_attend_backward(const AttendBackwardParams& params);
 void check_merge_states(const MergeStatesParams& params);
 void check_merge_states_backward(const MergeStatesBackwardParams& params);
 

@@ -2,6 +2,7 @@
 // from its table.
 #pragma once
 
+#include "cuda/backward_params.h"
 #include "cuda/launch.h"
 
 namespace attn::cuda {
@@ -10,6 +11,10 @@ template <DType kType, int kDim> void launch_attend_forward(const AttendParams& 
 template <DType kType, int kDim> void launch_decode(const DecodeParams& params, Stream stream);
 template <DType kType, int kDim> void launch_hip_select(const SelectParams& params, Stream stream);
 template <DType kType> void launch_merge_splits(const MergeSplitsParams& params, Stream stream);
+template <DType kType, int kDim> void launch_attend_gradients(const BackwardParams& params, Stream stream);
+template <DType kType> void launch_attend_delta(const BackwardParams& params, Stream stream);
+// kType: of lse.
+template <DType kType> void launch_sink_gradients(const BackwardParams& params, Stream stream);
 template <DType kType> void launch_merge_states(const MergeStatesParams& params, Stream stream);
 template <DType kType> void launch_merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
 

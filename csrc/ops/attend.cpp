@@ -26,7 +26,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> attend_backward(
     const OptionalTensor& key_log_weight, const OptionalTensor& segment_q, const OptionalTensor& segment_k,
     const OptionalTensor& cu_seqlens_q, const OptionalTensor& cu_seqlens_k, const OptionalTensor& sink_logits,
     const OptionalTensor& head_gate) {
-  const Check check("attend_backward");
+  const Check check("attend_backward", q);
   AttendParams p = attend_params(check, q, k, v,
                                  {causal, window_left, window_right, sink_tokens, scale, softcap, key_log_weight,
                                   segment_q, segment_k, cu_seqlens_q, cu_seqlens_k, sink_logits, head_gate, false});
@@ -40,6 +40,9 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("attend_backward", TORCH_BOX(&attend_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("attend_forward", TORCH_BOX(&attend_forward)); }
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
+  m.impl("attend_forward", TORCH_BOX(&attend_forward));
+  m.impl("attend_backward", TORCH_BOX(&attend_backward));
+}
 
 }  // namespace attn::ops

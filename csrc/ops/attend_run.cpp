@@ -10,9 +10,13 @@ namespace {
 
 bool has_rows(const AttendParams& p) { return p.batch > 0 && p.heads > 0 && p.tq > 0; }
 
-// Do rows (or keys) stand behind the last packed sequence? Kernels never touch those.
-bool rows_left_over(const AttendParams& p) { return p.cu_q && p.cu_q[p.sequences] < p.tq; }
-bool keys_left_over(const AttendParams& p) { return p.cu_k && p.cu_k[p.sequences] < p.tk; }
+// May rows (or keys) stand behind the last packed sequence? Kernels never touch those. On a GPU nobody has looked where
+// it ends.
+bool left_over(const Check& check, const int32_t* cu, const AttendParams& p, int64_t tokens) {
+  return cu && (!check.values_known() || cu[p.sequences] < tokens);
+}
+bool rows_left_over(const Check& check, const AttendParams& p) { return left_over(check, p.cu_q, p, p.tq); }
+bool keys_left_over(const Check& check, const AttendParams& p) { return left_over(check, p.cu_k, p, p.tk); }
 
 void check_like_out(const Check& check, const Tensor& t, const char* name, const AttendParams& p, const Tensor& q) {
   check.on_device(t, name);
@@ -35,8 +39,7 @@ std::tuple<Tensor, Tensor> run_forward(const Check& check, AttendParams& p, cons
   Tensor out = new_in_order_of(q, p.dim_v);
   Tensor lse = new_tensor(q, {p.batch, p.heads, p.tq}, statistics_type(q));
   if (!has_rows(p)) return {out, lse};
-  // On a GPU nobody has looked where the last packed sequence ends.
-  if (check.values_known() ? rows_left_over(p) : p.cu_q != nullptr) {
+  if (rows_left_over(check, p)) {
     torch::stable::zero_(out);
     torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
   }
@@ -53,6 +56,9 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   check_like_out(check, t.dout, "dout", p, t.q);
   check_like_lse(check, t.lse, "lse", p, t.q);
   if (t.dlse) check_like_lse(check, *t.dlse, "dlse", p, t.q);
+  AttendBackwardParams b{};
+  b.forward = p;
+  check_attend_backward_on(check, b);
 
   const bool given[kGradients] = {
       true, true, true, p.key_log_weight.data != nullptr, p.sink_logits != nullptr, p.head_gate.data != nullptr};
@@ -74,7 +80,8 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   const bool rows = has_rows(p);
   for (int g = 0; g < kGradients; ++g) {
     const bool by_row = g == kQ || g == kHeadGate, by_key = g == kK || g == kV || g == kKeyLogWeight;
-    const bool unwritten = !rows || !given[g] || (by_row && rows_left_over(p)) || (by_key && keys_left_over(p));
+    const bool unwritten =
+        !rows || !given[g] || (by_row && rows_left_over(check, p)) || (by_key && keys_left_over(check, p));
     if (unwritten && wants(static_cast<Gradient>(g))) torch::stable::zero_(grads[g]);
   }
   if (!rows) return grads;
@@ -87,10 +94,9 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   Tensor dk = key_pass && !wants(kK) ? new_in_order_of(t.k, p.dim) : grads[kK];
   Tensor dv = key_pass && !wants(kV) ? new_in_order_of(t.v, p.dim_v) : grads[kV];
 
-  p.out = check.view4(t.out);
-  p.lse = t.lse.data_ptr();
-  AttendBackwardParams b{};
-  b.forward = p;
+  Tensor scratch = check.on_cuda() ? new_tensor(t.q, {p.batch, p.heads, p.tq}, ScalarType::Float) : t.lse;
+  b.forward.out = check.view4(t.out);
+  b.forward.lse = t.lse.data_ptr();
   b.dout = check.view4(t.dout);
   b.dlse = t.dlse ? t.dlse->data_ptr() : nullptr;
   if (row_pass) b.dq = check.view4(dq);
@@ -102,7 +108,7 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   b.dkey_log_weight = floats_of(kKeyLogWeight);
   b.dsink_logits = floats_of(kSinkLogits);
   b.dhead_gate = floats_of(kHeadGate);
-  cpu::attend_backward(b);
+  attend_backward_on(check, b, check.on_cuda() ? static_cast<float*>(scratch.data_ptr()) : nullptr);
   return grads;
 }
 

@@ -93,6 +93,13 @@ void attend_forward_on(const Check& check, const AttendParams& params, float* sc
   else cpu::attend_forward(params);
 }
 
+ATTN_BACKEND_CHECK(attend_backward, AttendBackwardParams)
+void attend_backward_on(const Check& check, const AttendBackwardParams& params, float* scratch) {
+  static_cast<void>(scratch);
+  if (check.on_cuda()) ATTN_CUDA_CALL(attend_backward, params, scratch);
+  else cpu::attend_backward(params);
+}
+
 ATTN_BACKEND(hip_select, SelectParams)
 ATTN_BACKEND(merge_states, MergeStatesParams)
 ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)

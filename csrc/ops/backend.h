@@ -16,6 +16,10 @@ void attend_forward_on(const Check& check, const AttendParams& params, float* sc
 void check_hip_select_on(const Check& check, const SelectParams& params);
 void hip_select_on(const Check& check, const SelectParams& params);
 
+void check_attend_backward_on(const Check& check, const AttendBackwardParams& params);
+// scratch: [B, H, Tq] floats where the tensors are on a GPU.
+void attend_backward_on(const Check& check, const AttendBackwardParams& params, float* scratch);
+
 void check_merge_states_on(const Check& check, const MergeStatesParams& params);
 void merge_states_on(const Check& check, const MergeStatesParams& params);
 

@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> block_sparse_backward
     bool causal, int64_t window_left, int64_t window_right, int64_t sink_tokens, std::optional<double> scale,
     double softcap, const OptionalTensor& key_log_weight, const OptionalTensor& segment_q,
     const OptionalTensor& segment_k, const OptionalTensor& sink_logits, const OptionalTensor& head_gate) {
-  const Check check("block_sparse_backward");
+  const Check check("block_sparse_backward", q);
   const OptionalTensor& none = AttendOptions::none;
   AttendParams p = attend_params(check, q, k, v,
                                  {causal, window_left, window_right, sink_tokens, scale, softcap, key_log_weight,
@@ -44,6 +44,9 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("block_sparse_backward", TORCH_BOX(&block_sparse_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("block_sparse_forward", TORCH_BOX(&block_sparse_forward)); }
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
+  m.impl("block_sparse_forward", TORCH_BOX(&block_sparse_forward));
+  m.impl("block_sparse_backward", TORCH_BOX(&block_sparse_backward));
+}
 
 }  // namespace attn::ops

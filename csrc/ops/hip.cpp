@@ -204,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor> hip_backward(const Tensor& dout, const Option
                                                 const Tensor& count, int64_t block_size_q, int64_t block_size_k,
                                                 int64_t sliding_window, int64_t sink_tokens, bool causal,
                                                 std::optional<double> scale) {
-  const Check check("hip_backward");
+  const Check check("hip_backward", q);
   const HipOptions o{block_size_q, block_size_k, sliding_window, causal};
   AttendParams p = hip_params(check, q, k, v, index, count, o, sink_tokens, scale);
   return first_three(run_backward(check, p, {dout, dlse, q, k, v, out, lse}, wanted));
@@ -223,6 +223,7 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("hip_select", TORCH_BOX(&hip_select));
   m.impl("hip_attend", TORCH_BOX(&hip_attend));
   m.impl("hip_forward", TORCH_BOX(&hip_forward));
+  m.impl("hip_backward", TORCH_BOX(&hip_backward));
 }
 
 }  // namespace attn::ops

@@ -60,7 +60,7 @@ std::tuple<Tensor, Tensor, Tensor> s2_backward(const Tensor& dout, const Optiona
                                                int64_t local_blocks, int64_t vert_stride, int64_t head_offset,
                                                std::optional<int64_t> head_step, int64_t dense_heads, bool homogeneous,
                                                bool causal, std::optional<double> scale) {
-  const Check check("s2_backward");
+  const Check check("s2_backward", q);
   const S2Options o{block_size, local_blocks, vert_stride, head_offset, head_step, dense_heads, homogeneous};
   AttendParams p = s2_params(check, q, k, v, o, causal, scale);
   return first_three(run_backward(check, p, {dout, dlse, q, k, v, out, lse}, wanted));
@@ -73,6 +73,9 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("s2_backward", TORCH_BOX(&s2_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("s2_forward", TORCH_BOX(&s2_forward)); }
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
+  m.impl("s2_forward", TORCH_BOX(&s2_forward));
+  m.impl("s2_backward", TORCH_BOX(&s2_backward));
+}
 
 }  // namespace attn::ops

@@ -15,7 +15,7 @@ table of the installation at hand.
 """
 
 _GPU = """The CUDA kernels have been compiled, and executed on the CPU by the runner in `tests/simt`; they
-have not been run on a GPU yet. """
+have not been run on a GPU yet."""
 
 
 def matrix() -> str:
@@ -33,7 +33,7 @@ def matrix() -> str:
     if notes:
         parts.append("\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1)))
     parts.append("\n".join(_backend(backend) for backend in BACKENDS))
-    parts.append(_GPU + _forward_only())
+    parts.append(f"{_GPU} {_forward_only()}".rstrip())
     return "\n\n".join(part.strip("\n") for part in parts) + "\n"
 
 

@@ -16,14 +16,18 @@ from test_ops_robust import all_ops, mutated
 
 # Ops whose CUDA implementation is in C++; a row here with the kernel.
 CUDA_OPS = {
+    "attend_backward",
     "attend_forward",
+    "block_sparse_backward",
     "block_sparse_forward",
     "decode_forward",
     "hip_attend",
     "hip_forward",
     "hip_select",
+    "hip_backward",
     "merge_states",
     "merge_states_backward",
+    "s2_backward",
     "s2_forward",
 }
 # What an op says to arguments that are right: no such kernel, no kernels in this build, or no GPU.
