@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import attn
-from attn import HipSelection, patterns
+from attn import HipSelection
 
 HIP = {"mask_k": 8, "block_size_q": 16, "sliding_window": 6, "sink_tokens": 2}
 
@@ -25,7 +25,7 @@ class Row:
     def arguments(self, tokens: int, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
         made = self.tensors(tokens, torch.Generator().manual_seed(tokens))
         floats = self.floats(made)
-        return {n: x.to(dtype).requires_grad_(self.gradient) if n in floats else x for n, x in made.items()}
+        return {n: x.to(dtype).requires_grad_() if n in floats else x for n, x in made.items()}
 
     def floats(self, arguments: dict[str, Tensor]) -> list[str]:
         return [name for name, x in arguments.items() if x.is_floating_point()]
@@ -43,18 +43,18 @@ def flat(result: object) -> tuple[Tensor, ...]:
     return tuple(x for part in result for x in flat(part))
 
 
-def heads(*names: str, batch: int = 2, count: int = 2) -> Callable[..., dict[str, Tensor]]:
-    """Tensors ``[batch, heads, tokens, 8]``; q has twice the heads."""
+def heads(*names: str) -> Callable[..., dict[str, Tensor]]:
+    """Tensors ``[2, 2, tokens, 8]``; q has twice the heads."""
 
     def make(tokens: int, g: torch.Generator) -> dict[str, Tensor]:
-        return {
-            n: torch.randn(batch, 2 * count if n == "q" else count, tokens, 8, generator=g) for n in names
-        }
+        return {n: torch.randn(2, 4 if n == "q" else 2, tokens, 8, generator=g) for n in names}
 
     return make
 
 
 def same_heads(*names: str, tokens: int | None = None) -> Callable[..., dict[str, Tensor]]:
+    """The same with two heads everywhere, of a number of tokens that is always the same if given."""
+
     def make(count: int, g: torch.Generator) -> dict[str, Tensor]:
         return {n: torch.randn(2, 2, tokens or count, 8, generator=g) for n in names}
 
@@ -62,6 +62,8 @@ def same_heads(*names: str, tokens: int | None = None) -> Callable[..., dict[str
 
 
 def channels(*names: str) -> Callable[..., dict[str, Tensor]]:
+    """Tensors ``[2, tokens, 8]``."""
+
     def make(tokens: int, g: torch.Generator) -> dict[str, Tensor]:
         return {n: torch.randn(2, tokens, 8, generator=g) for n in names}
 
@@ -78,7 +80,7 @@ def more(
 
 
 def normal(*shape: int | None) -> Callable[[int, torch.Generator], Tensor]:
-    """Of a shape in which None stands for the tokens."""
+    """A tensor of a shape in which None stands for the tokens."""
     return lambda tokens, g: torch.randn(*(tokens if n is None else n for n in shape), generator=g)
 
 
@@ -92,10 +94,6 @@ def ids(tokens: int, g: torch.Generator) -> Tensor:
 
 def keep(tokens: int, g: torch.Generator) -> Tensor:
     return torch.arange(tokens).repeat(2, 1) < torch.tensor([[tokens], [tokens - 5]])
-
-
-def layout(q: Tensor, k: Tensor) -> attn.BlockLayout:
-    return patterns.sliding_window(q.shape[2], k.shape[2], window=5, block_q=16, block_k=16)
 
 
 SURFACE: dict[str, Row] = {
@@ -154,7 +152,7 @@ SURFACE: dict[str, Row] = {
         ),
     ),
     "flow_attention_step": Row(
-        more(same_heads("q", "k", "v", tokens=1)),
+        same_heads("q", "k", "v", tokens=1),
         lambda q, k, v: attn.flow_attention_step(q, k, v, attn.flow_attention_step(k, q, v)[1]),
         gradient=False,
     ),
