@@ -1,6 +1,6 @@
-// How a pass over query rows is cut into blocks. The grid follows from shapes alone: of a packed batch the host knows
-// only the totals and never waits for cu_q; each sequence gets at least as many places as it has row tiles, and blocks
-// find theirs by a binary search.
+// How a pass over query rows, or over keys, is cut into blocks. The grid follows from shapes alone: of a packed batch
+// the host knows only the totals and never waits for cu_q and cu_k; each sequence gets at least as many places as it
+// has tiles, and blocks find theirs by a binary search.
 #pragma once
 
 #include "attn/rows.h"
@@ -31,6 +31,35 @@ ATTN_HD Sequence sequence_inside(const AttendParams& p, int64_t s) {
   return x;
 }
 
+// The last sequence whose first place, first(s), isn't after `place`.
+template <class First> ATTN_HD int64_t sequence_of_place(int64_t sequences, int64_t place, First&& first) {
+  int64_t s = 0, end = sequences;
+  while (end - s > 1) {
+    const int64_t mid = (s + end) / 2;
+    if (first(mid) <= place) s = mid;
+    else end = mid;
+  }
+  return s;
+}
+
+// Row tile `tile` of `heads` heads from `head` of a sequence; false if it has no rows.
+ATTN_HD bool open_row_tile(const AttendParams& p, const Sequence& seq, const RowTiling& t, int64_t tile, int64_t head,
+                           int64_t heads, RowItem& item) {
+  item.seq = seq;
+  RowGroup& g = item.group;
+  g.batch = seq.batch;
+  g.head = head;
+  g.head_kv = head / (p.heads / p.heads_kv);
+  g.queries = seq.queries;
+  g.keys = seq.keys;
+  row_tile(t, seq.queries, tile, g);
+  if (g.q_begin >= g.q_end) return false;
+  set_reach(p, g);
+  item.tile_rows = g.q_end - g.q_begin;
+  item.rows = static_cast<int32_t>(heads) * item.tile_rows;
+  return true;
+}
+
 template <int kRows> struct RowGrid {
   // Places before sequence s of a packed batch, which starts at `token`. A sequence of n tokens that starts anywhere
   // touches at most one block more than the quotients differ by, and one more where its first block is short.
@@ -57,34 +86,56 @@ template <int kRows> struct RowGrid {
     RowTiling t = row_tiling(p, 0, 0, kRows);
     int64_t s = 0, part = place;
     if (p.cu_q) {
-      int64_t end = p.sequences;
-      while (end - s > 1) {
-        const int64_t mid = (s + end) / 2;
-        if (first_place(p, t, mid, p.cu_q[mid]) <= place) s = mid;
-        else end = mid;
-      }
       if (p.sequences == 0) return false;
-      part -= first_place(p, t, s, p.cu_q[s]);
+      auto first = [&](int64_t i) { return first_place(p, t, i, p.cu_q[i]); };
+      s = sequence_of_place(p.sequences, place, first);
+      part -= first(s);
     } else {
       const int64_t each = uniform_places(p, t);
       s = place / each;
       part = place % each;
     }
+    const Sequence seq = sequence_inside(p, s);
+    t = row_tiling(p, seq.queries, seq.keys, kRows);
+    const int64_t tiles = row_tile_count(t, seq.queries), heads = heads_of_item(p, kRows, kRows);
+    return part < tiles && open_row_tile(p, seq, t, tiles - 1 - part, head_group * heads, heads, item);
+  }
+};
+
+constexpr int kTileKeys = 64;
+
+// Keys of a block that looks for the rows which see them: at most kTileKeys neighbours of a sequence, of one kv head.
+struct KeyItem {
+  Sequence seq;
+  int64_t head_kv;
+  int32_t begin, end;
+};
+
+struct KeyGrid {
+  ATTN_HD static int64_t first_place(int64_t s, int64_t token) { return token / kTileKeys + s; }
+  ATTN_HD static int64_t uniform_places(const AttendParams& p) { return (p.tk + kTileKeys - 1) / kTileKeys; }
+
+  static Grid grid(const AttendParams& p) {
+    return {p.cu_k ? first_place(p.sequences, p.tk) : p.batch * uniform_places(p), p.heads_kv};
+  }
+
+  // False if the place has no keys. Earlier tiles come first: with a causal mask they are seen by most rows.
+  ATTN_HD static bool open(const AttendParams& p, int64_t place, int64_t head_kv, KeyItem& item) {
+    int64_t s = 0, part = place;
+    if (p.cu_k) {
+      if (p.sequences == 0) return false;
+      auto first = [&](int64_t i) { return first_place(i, p.cu_k[i]); };
+      s = sequence_of_place(p.sequences, place, first);
+      part -= first(s);
+    } else {
+      s = place / uniform_places(p);
+      part = place % uniform_places(p);
+    }
     item.seq = sequence_inside(p, s);
-    t = row_tiling(p, item.seq.queries, item.seq.keys, kRows);
-    const int64_t tiles = row_tile_count(t, item.seq.queries), heads = heads_of_item(p, kRows, kRows);
-    if (part >= tiles) return false;
-    RowGroup& g = item.group;
-    g.batch = item.seq.batch;
-    g.head = head_group * heads;
-    g.head_kv = g.head / (p.heads / p.heads_kv);
-    g.queries = item.seq.queries;
-    g.keys = item.seq.keys;
-    row_tile(t, item.seq.queries, tiles - 1 - part, g);
-    if (g.q_begin >= g.q_end) return false;
-    set_reach(p, g);
-    item.tile_rows = g.q_end - g.q_begin;
-    item.rows = static_cast<int32_t>(heads) * item.tile_rows;
+    item.head_kv = head_kv;
+    if (part < 0 || part * kTileKeys >= item.seq.keys) return false;
+    item.begin = static_cast<int32_t>(part * kTileKeys);
+    item.end = min_i32(item.begin + kTileKeys, item.seq.keys);
     return true;
   }
 };

@@ -8,7 +8,6 @@
 
 namespace attn::cuda {
 
-constexpr int kTileKeys = 64;
 constexpr int32_t kNoKey = INT32_MIN;  // a position below every window
 
 struct KeyTile {
@@ -60,13 +59,15 @@ ATTN_DEVICE void warp_range(int32_t& low, int32_t& high) {
   }
 }
 
-// Fills `t` with the next keys of the item's schedule in [from, end); returns where to go on. A warp function.
+// Fills `t` with the next keys of the item's schedule in [from, end); returns where to go on. kPlaced: each at its
+// distance from `from`, with gaps between them. A warp function.
+template <bool kPlaced = false>
 ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, int32_t from, int32_t end, KeyTile& t) {
   const RowGroup& g = item.group;
   const int32_t sink = clamp_position(p.rule.sink), lane = seam::lane();
   const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
   const int64_t words = (p.layout.block_k + 31) / 32;
-  int32_t n = 0, first = 0, next = from, segment_low = kUnbounded, segment_high = -kUnbounded - 1;
+  int32_t n = 0, filled = 0, first = 0, next = from, segment_low = kUnbounded, segment_high = -kUnbounded - 1;
   bool any_exempt = false, all_exempt = true, any_bits = false, removed = false;
   auto no_key = [&](int32_t i) {
     t.k_row[i] = t.v_row[i] = t.word[i] = -1;
@@ -111,17 +112,19 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     }
   };
   visit_keys(p, g, from, end, [&](const Span& s) {
-    const int32_t count = min_i32(s.end - s.begin, kTileKeys - n);
-    for (int32_t i = lane; i < count; i += 32) key(n + i, s.begin + i, s);
+    const int32_t to = kPlaced ? s.begin - from : n, count = min_i32(s.end - s.begin, kTileKeys - to);
+    for (int32_t i = filled + lane; i < to; i += 32) no_key(i);
+    for (int32_t i = lane; i < count; i += 32) key(to + i, s.begin + i, s);
     if (n == 0) first = s.begin;
     n += count;
+    filled = to + count;
     next = s.begin + count;
     any_exempt |= s.exempt | (s.begin < sink);
     all_exempt &= s.exempt | (next <= sink);
     any_bits |= s.slot >= 0;
-    return n < kTileKeys;
+    return filled < kTileKeys;
   });
-  for (int32_t i = n + lane; i < kTileKeys; i += 32) no_key(i);
+  for (int32_t i = filled + lane; i < kTileKeys; i += 32) no_key(i);
   removed = seam::any(removed);
   if (p.segment_k.data) warp_range(segment_low, segment_high);
   if (lane == 0) {
@@ -135,7 +138,7 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     t.any_bits = any_bits;
     t.removed = removed;
   }
-  return n < kTileKeys ? end : next;
+  return filled < kTileKeys ? end : next;
 }
 
 }  // namespace attn::cuda

@@ -6,7 +6,7 @@
 // 256 is more than sm_86 and sm_89 have.
 #pragma once
 
-#include "cuda/sm80/warp_attend.h"
+#include "cuda/sm80/key_walk.h"
 
 namespace attn::cuda {
 
@@ -31,19 +31,10 @@ template <class T, int kDim> struct AttendForward {
 
   static Grid grid(const Params& p) { return AttendGrid::grid(p); }
 
-  ATTN_DEVICE static bool any_found(const Shared& shared) {
-    int32_t any = 0;
-    for (int w = 0; w < kWarps; ++w) any |= shared.found[w];
-    return any != 0;
-  }
-
-  // Is there a row whose gate is not 0? To every thread of the block.
+  // Is there a row whose gate is not 0?
   ATTN_DEVICE static bool gated_on(const Params& p, const RowItem& item, Shared& shared) {
     const int r = seam::thread();
-    const bool on = seam::any(r < item.rows && row_gate(p, item, r) != 0);
-    if (seam::lane() == 0) shared.found[seam::warp()] = on;
-    seam::sync_block();
-    return any_found(shared);
+    return block_any(r < item.rows && row_gate(p, item, r) != 0, shared.found);
   }
 
   ATTN_DEVICE static void finish(const Params& p, const RowItem& item, State& state) {
@@ -70,34 +61,17 @@ template <class T, int kDim> struct AttendForward {
     const int32_t first = seam::warp() * kWarpRows;
     const bool idle = first >= item.rows;  // the warp has no rows, but copies and waits with the others
     RowsReach reach = RowsReach::of(p, item, idle ? 0 : first, min_i32(first + kWarpRows, item.rows));
-    const RowsReach block_reach = RowsReach::of(p, item, 0, item.rows);
     typename Warp::Row rows[2];
     Warp::load_rows(p, item, first, rows, reach);
-    const int32_t end = item.group.keys;
-    int32_t next = 0;
-    if (seam::warp() == 0) next = fill_key_tile(p, item, next, end, shared.tile[0]);
-    for (int turn = 0;; turn ^= 1) {
-      const KeyTile& t = shared.tile[turn];
-      seam::sync_block();
-      if (t.n == 0) return;
-      load_keys<kThreads>(p, item, t, shared.k, shared.v);
-      seam::copy_commit();
-      if (seam::warp() == 0) next = fill_key_tile(p, item, next, end, shared.tile[turn ^ 1]);
-      const bool scan = segments || !block_reach.sees_all(t, false);
-      seam::copy_wait<0>();
-      if (scan) {
-        const bool found = seam::any(!shared.v.template mine_finite<kThreads>());
-        if (seam::lane() == 0) shared.found[seam::warp()] = found;
-      }
-      seam::sync_block();
-      if (idle || reach.sees_none(t, segments)) continue;
+    for_each_key_tile<kThreads>(p, item, shared, shared.v, [&](const KeyTile& t, bool scanned) {
+      if (idle || reach.sees_none(t, segments)) return;
       typename Warp::Scores s;
       Warp::multiply_keys(shared.q, first, shared.k, 0, s);
       Warp::modify(p, t, 0, rows, !reach.sees_all(t, segments), s);
       Warp::softmax(s, state);
-      if (scan && any_found(shared)) Warp::multiply_values_not_finite(shared.v, 0, s, state);
+      if (scanned && any_found(shared.found)) Warp::multiply_values_not_finite(shared.v, 0, s, state);
       else Warp::multiply_values(shared.v, 0, s, state);
-    }
+    });
   }
 
   ATTN_DEVICE static void run(const Params& p, Shared& shared) {

@@ -9,6 +9,12 @@ namespace attn::cuda {
 
 constexpr int kWarpRows = 16;
 
+// cap tanh(x / cap)
+ATTN_DEVICE float soft_cap(float x, float cap) {
+  const float f = seam::exp2_fast(std::fabs(x) / cap * static_cast<float>(-2 * kLog2e));
+  return std::copysign(cap * ((1 - f) / (1 + f)), x);
+}
+
 // kDim: features of a row in shared memory. kKeys: keys of a tile that the warp takes, a multiple of 16.
 template <class T, int kDim, int kKeys> struct WarpAttend {
   static constexpr int kKeyGroups = kKeys / 8, kFeatureGroups = kDim / 8;
@@ -44,20 +50,20 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
   // Of 16 rows from `first`, the calling thread's i-th.
   ATTN_DEVICE static int32_t row_of(int32_t first, int i) { return first + seam::lane() / 4 + 8 * i; }
 
+  ATTN_DEVICE static Row row(const Params& p, const RowItem& item, int32_t r) {
+    const int32_t* ids = p.segment_q.data;
+    const int32_t words = static_cast<int32_t>((p.layout.block_k + 31) / 32), query = item.query_of(r);
+    const int64_t block = p.schedule == ScheduleKind::layout ? item.group.block_row * p.layout.block_q : 0;
+    return {row_window(p.rule, row_position(p, item.group.queries, item.group.keys, query)),
+            ids ? ids[item.seq.batch * p.segment_q.batch + (item.seq.q_token + query) * p.segment_q.token] : 0,
+            static_cast<int32_t>(query - block) * words};
+  }
+
   ATTN_DEVICE static void load_rows(const Params& p, const RowItem& item, int32_t first, Row (&rows)[2],
                                     RowsReach& reach) {
-    const int32_t* ids = p.segment_q.data;
-    const int32_t words = static_cast<int32_t>((p.layout.block_k + 31) / 32);
-    const int64_t block = p.schedule == ScheduleKind::layout ? item.group.block_row * p.layout.block_q : 0;
     ATTN_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const int32_t query = item.query_of(min_i32(row_of(first, i), item.rows - 1));
-      rows[i].window = row_window(p.rule, row_position(p, item.group.queries, item.group.keys, query));
-      rows[i].segment =
-          ids ? ids[item.seq.batch * p.segment_q.batch + (item.seq.q_token + query) * p.segment_q.token] : 0;
-      rows[i].words = static_cast<int32_t>(query - block) * words;
-    }
-    if (!ids) return;
+    for (int i = 0; i < 2; ++i) rows[i] = row(p, item, min_i32(row_of(first, i), item.rows - 1));
+    if (!p.segment_q.data) return;
     reach.segment_low = min_i32(rows[0].segment, rows[1].segment);
     reach.segment_high = max_i32(rows[0].segment, rows[1].segment);
     warp_range(reach.segment_low, reach.segment_high);
@@ -99,10 +105,7 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
       for (int e = 0; e < 4; ++e) {
         const int key = first_key + 8 * n + 2 * (seam::lane() % 4) + e % 2;
         float x = s[n][e] * scale;
-        if (cap > 0) {  // cap tanh(x / cap)
-          const float f = seam::exp2_fast(std::fabs(x) / cap * static_cast<float>(-2 * kLog2e));
-          x = std::copysign(cap * ((1 - f) / (1 + f)), x);
-        }
+        if (cap > 0) x = soft_cap(x, cap);
         if (p.key_log_weight.data) x += t.weight[key];
         if (masked && !visible_key(p, t, key, rows[e / 2])) x = -INFINITY;
         s[n][e] = x;
@@ -146,36 +149,42 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     a[3] = seam::pack<T>(s[2 * k + 1][2], s[2 * k + 1][3]);
   }
 
-  // Adds weights times the values from `key`.
-  template <class Values> ATTN_DEVICE static void multiply_values(Values& v, int key, const Scores& s, State& state) {
+  // Adds weights times the values from `key`, of kGroups groups of features from `group`.
+  template <class Values, int kGroups>
+  ATTN_DEVICE static void multiply_values(Values& v, int key, const Scores& s, float (&out)[kGroups][4],
+                                          int group = 0) {
     ATTN_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) {
       uint32_t a[4];
       operand_weights(a, s, k);
       ATTN_UNROLL
-      for (int n = 0; n < kFeatureGroups; n += 2) {
+      for (int n = 0; n < kGroups; n += 2) {
         uint32_t b[2], c[2];
-        v.operands_b_transposed(b, c, key + 16 * k, n / 2);
-        seam::mma<T>(state.out[n], a, b);
-        seam::mma<T>(state.out[n + 1], a, c);
+        v.operands_b_transposed(b, c, key + 16 * k, (group + n) / 2);
+        seam::mma<T>(out[n], a, b);
+        seam::mma<T>(out[n + 1], a, c);
       }
     }
+  }
+  template <class Values> ATTN_DEVICE static void multiply_values(Values& v, int key, const Scores& s, State& state) {
+    multiply_values(v, key, s, state.out);
   }
 
   // The same where v holds NaN or infinity that some row doesn't see: 0 times NaN is NaN, so they are taken out of the
   // product and their weights summed beside it.
-  template <class Values>
-  ATTN_DEVICE static void multiply_values_not_finite(Values& v, int key, const Scores& s, State& state) {
+  template <class Values, int kGroups>
+  ATTN_DEVICE static void multiply_values_not_finite(Values& v, int key, const Scores& s, float (&out)[kGroups][4],
+                                                     int group = 0) {
     uint32_t a[kKeys / 16][4];
     ATTN_UNROLL
     for (int k = 0; k < kKeys / 16; ++k) operand_weights(a[k], s, k);
     ATTN_UNROLL
-    for (int n = 0; n < kFeatureGroups; n += 2) {
+    for (int n = 0; n < kGroups; n += 2) {
       uint32_t b[kKeys / 16][2][2];
       float up[2][4] = {}, down[2][4] = {};
       ATTN_UNROLL
       for (int k = 0; k < kKeys / 16; ++k) {
-        v.operands_b_transposed(b[k][0], b[k][1], key + 16 * k, n / 2);
+        v.operands_b_transposed(b[k][0], b[k][1], key + 16 * k, (group + n) / 2);
         ATTN_UNROLL
         for (int i = 0; i < 2; ++i) {
           uint32_t plus[2], minus[2];
@@ -189,25 +198,35 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
       for (int i = 0; i < 2; ++i) {
         ATTN_UNROLL
         for (int e = 0; e < 4; ++e) {
-          if (up[i][e] != 0) state.out[n + i][e] += INFINITY;
-          if (down[i][e] != 0) state.out[n + i][e] -= INFINITY;
+          if (up[i][e] != 0) out[n + i][e] += INFINITY;
+          if (down[i][e] != 0) out[n + i][e] -= INFINITY;
         }
         // Last: what follows the final mma would be put off to the end of the function, with all its registers.
         ATTN_UNROLL
-        for (int k = 0; k < kKeys / 16; ++k) seam::mma<T>(state.out[n + i], a[k], b[k][i]);
+        for (int k = 0; k < kKeys / 16; ++k) seam::mma<T>(out[n + i], a[k], b[k][i]);
       }
     }
   }
+  template <class Values>
+  ATTN_DEVICE static void multiply_values_not_finite(Values& v, int key, const Scores& s, State& state) {
+    multiply_values_not_finite(v, key, s, state.out);
+  }
 };
 
-// What a block of kThreads copies: the rows of an item (past its last one, that one again), and keys of a tile.
+// Where row r of an item begins, from its batch entry.
+ATTN_DEVICE int64_t row_offset(const View4& x, const RowItem& item, int32_t r) {
+  return item.head_of(r) * x.head + (item.seq.q_token + item.query_of(r)) * x.token;
+}
+
+// What a block of kThreads copies: the rows of an item (past its last one, zeros), and keys of a tile.
+template <int kThreads, class T, int kDim, int kRows>
+ATTN_DEVICE void load_rows(const View4& x, int64_t dim, const RowItem& item, SharedRows<T, kDim, kRows>& to) {
+  to.template load<kThreads>(static_cast<const T*>(x.data) + item.seq.batch * x.batch, static_cast<int>(dim),
+                             rows_aligned(x), [&](int r) { return r < item.rows ? row_offset(x, item, r) : -1; });
+}
 template <int kThreads, class T, int kDim, int kRows>
 ATTN_DEVICE void load_queries(const AttendParams& p, const RowItem& item, SharedRows<T, kDim, kRows>& q) {
-  q.template load<kThreads>(static_cast<const T*>(p.q.data) + item.seq.batch * p.q.batch, static_cast<int>(p.dim),
-                            rows_aligned(p.q), [&](int r) {
-                              r = min_i32(r, item.rows - 1);
-                              return item.head_of(r) * p.q.head + (item.seq.q_token + item.query_of(r)) * p.q.token;
-                            });
+  load_rows<kThreads>(p.q, p.dim, item, q);
 }
 template <int kThreads, class T, int kDim>
 ATTN_DEVICE void load_keys(const AttendParams& p, const RowItem& item, const KeyTile& t,
@@ -237,9 +256,11 @@ ATTN_DEVICE int64_t lse_index(const AttendParams& p, const RowItem& item, int32_
   return (item.seq.batch * p.heads + item.head_of(r)) * p.tq + item.seq.q_token + item.query_of(r);
 }
 
+template <class T> ATTN_DEVICE T* row_of_item(const View4& x, const RowItem& item, int32_t r) {
+  return static_cast<T*>(x.data) + item.seq.batch * x.batch + row_offset(x, item, r);
+}
 template <class T> ATTN_DEVICE T* out_row(const AttendParams& p, const RowItem& item, int32_t r) {
-  return static_cast<T*>(p.out.data) + item.seq.batch * p.out.batch + item.head_of(r) * p.out.head +
-         (item.seq.q_token + item.query_of(r)) * p.out.token;
+  return row_of_item<T>(p.out, item, r);
 }
 
 // Two neighbouring features of a row of `dim`; `pairs`: they may be written as one.

@@ -1,0 +1,300 @@
+// The CUDA attention backward on the host, against the textbook in double (the CPU test's oracle).
+#include "../cpp/attend_backward_case.h"
+#include "attend_check.h"
+#include "cuda/sm80/key_gradients.h"
+#include "cuda/sm80/query_gradients.h"
+#include "cuda/smxx/attend_delta.h"
+
+namespace attn {
+namespace {
+
+template <class E, int kDim> void run_dim(const cuda::BackwardParams& b, simt::Order order) {
+  simt::launch<cuda::QueryGradients<DeviceElement<E>, kDim>>(b, order);
+  simt::launch<cuda::KeyGradients<DeviceElement<E>, kDim>>(b, order);
+}
+
+// The kernels in the order of a launch.
+template <class E> void run(const AttendBackwardParams& params, simt::Order order = simt::Order::forward) {
+  const AttendParams& p = params.forward;
+  std::vector<float> delta(static_cast<size_t>(p.batch * p.heads * p.tq), std::nanf(""));
+  const cuda::BackwardParams b{params, delta.data()};
+  simt::launch<cuda::AttendDelta<DeviceElement<E>>>(b, order);
+  simt::launch<cuda::SinkGradients<float>>(b, order);
+  const int64_t dim = std::max(p.dim, p.dim_v);
+  ASSERT_LE(dim, 256);
+  if (dim <= 64) run_dim<E, 64>(b, order);
+  else if (dim <= 128) run_dim<E, 128>(b, order);
+  else run_dim<E, 256>(b, order);
+}
+
+// A call with the forward's results filled in: the textbook's, in E.
+template <class E> class BackwardCase : public AttendCase<E> {
+ public:
+  BackwardCase(const AttendOptions& o, uint32_t seed) : AttendCase<E>(o, seed), g(this->params()) {
+    Expected out, lse;
+    this->expect_forward(out, lse);
+    const AttendParams p = this->params();
+    for (int64_t b = 0; b < p.batch; ++b)
+      for (int64_t h = 0; h < p.heads; ++h)
+        for (int64_t t = 0; t < p.tq; ++t) {
+          for (int64_t d = 0; d < p.dim_v; ++d) this->out.at(b, h, t, d) = E::put(out.at(b, h, t)[d]);
+          // Rows outside every sequence are marked already; skipped ones get anything.
+          const bool skipped = o.skip_gated && this->gate_of(b, h, t) == 0;
+          float& to = this->lse[lse.row(b, h, t)];
+          if (to != -INFINITY) to = skipped ? -1000.f : static_cast<float>(*lse.at(b, h, t));
+        }
+  }
+
+  AttendBackwardParams backward() { return backward_params<E>(*this, g); }
+
+  GradientTensors<E> g;
+};
+
+template <class E> void check(const AttendOptions& o, uint32_t seed) {
+  SCOPED_TRACE(testing::Message() << o << " seed " << seed);
+  BackwardCase<E> c(trained(o), seed);
+  run<E>(c.backward());
+  compare_gradients<E>(c, c.backward(), c.g);
+}
+
+template <class E> class SimtAttendBackward : public testing::Test {};
+using Elements = testing::Types<BF16, F16>;
+TYPED_TEST_SUITE(SimtAttendBackward, Elements);
+
+TYPED_TEST(SimtAttendBackward, RandomCalls) {
+  std::mt19937 random(TypeParam::dtype == DType::bf16 ? 1 : 2);
+  for (uint32_t i = 0; i < 16 && !this->HasFatalFailure(); ++i) check<TypeParam>(small_call(random), i);
+}
+
+// Row tiles of 64 and 128, key tiles of 64.
+TYPED_TEST(SimtAttendBackward, SizesAroundTiles) {
+  for (int64_t tq : {1, 17, 64, 129}) {
+    for (int64_t tk : {1, 63, 64, 130}) {
+      AttendOptions o;
+      o.schedule.heads = o.schedule.heads_kv = 1;
+      o.schedule.tq = tq;
+      o.schedule.tk = tk;
+      o.schedule.causal = (tq + tk) % 2;
+      o.dim = o.dim_v = 30;
+      check<TypeParam>(o, 3);
+    }
+  }
+}
+
+TYPED_TEST(SimtAttendBackward, Features) {
+  for (int64_t dim : {1, 62, 64, 65, 128, 129, 256}) {
+    AttendOptions o;
+    o.schedule.heads = o.schedule.heads_kv = 1;
+    o.schedule.tq = 20;
+    o.schedule.tk = 70;
+    o.dim = dim;
+    check<TypeParam>(o, 4);
+    std::swap(o.dim, o.dim_v);
+    check<TypeParam>(o, 5);
+  }
+}
+
+// Every modifier at once on every schedule, several query heads to a kv head.
+TYPED_TEST(SimtAttendBackward, SchedulesAndModifiers) {
+  for (int kind = 0; kind < 5; ++kind) {
+    AttendOptions o;
+    ScheduleOptions& s = o.schedule;
+    s.kind = static_cast<ScheduleKind>(kind % 4);
+    s.heads = 4;
+    s.tq = s.tk = 150;
+    s.causal = true;
+    s.left = kind == 2 ? -1 : 40;
+    s.sink = 3;
+    s.full_list = s.bits = true;
+    s.shared_heads = kind == 1;
+    s.selection_heads = 1;
+    if (kind == 4) {
+      s.cu_q = {0, 0, 40, 41, 140};
+      s.cu_k = {0, 5, 90, 90, 150};
+    }
+    o.dim = o.dim_v = 62;
+    o.softcap = 2.5;
+    o.segments = o.key_weights = o.sinks = o.gate = o.dlse = true;
+    o.nan_keys = 1;
+    check<TypeParam>(o, 6);
+  }
+}
+
+// More row tiles than a block has threads to look at them: 20 x 8 heads against 128.
+TYPED_TEST(SimtAttendBackward, ManyRowTiles) {
+  AttendOptions o;
+  ScheduleOptions& s = o.schedule;
+  s.kind = ScheduleKind::layout;
+  s.heads = 8;
+  s.heads_kv = 1;
+  s.tq = 320;
+  s.tk = 100;
+  s.block_q = s.block_k = 16;
+  s.density = 0.03;
+  o.dim = o.dim_v = 16;
+  check<TypeParam>(o, 8);
+}
+
+// Nobody sees a key of weight -inf, whatever it holds.
+TYPED_TEST(SimtAttendBackward, KeysOfNoWeight) {
+  AttendOptions o;
+  o.schedule.heads = o.schedule.heads_kv = 1;
+  o.schedule.tk = 128;
+  o.key_weights = true;
+  BackwardCase<TypeParam> c(o, 8);
+  typename AttendCase<TypeParam>::Gradients want;
+  // The textbook has no such keys: what they add to the sums is taken out by a weight of 2^-200.
+  for (size_t key : {3, 64, 127}) c.key_weight[key] = -200;
+  c.expect_backward(want);
+  Expected out, lse;
+  c.expect_forward(out, lse);
+  for (size_t t = 0; t < 64; ++t) {
+    c.lse[t] = static_cast<float>(lse.value[t]);
+    for (int64_t d = 0; d < o.dim_v; ++d)
+      c.out.at(0, 0, static_cast<int64_t>(t), d) = TypeParam::put(out.at(0, 0, t)[d]);
+  }
+  for (int64_t key : {3, 64, 127}) {
+    c.key_weight[static_cast<size_t>(key)] = -INFINITY;
+    for (int64_t d = 0; d < o.dim; ++d) c.k.at(0, 0, key, d) = c.v.at(0, 0, key, d) = TypeParam::put(NAN);
+  }
+  run<TypeParam>(c.backward());
+  const double tolerance = kGradientTolerance<TypeParam>;
+  compare_gradient("dq", want.dq, 1, tolerance, 1, [&](size_t i) { return TypeParam::get(c.g.dq[i]); });
+  compare_gradient("dk", want.dk, 1, tolerance, 1, [&](size_t i) { return TypeParam::get(c.g.dk[i]); });
+  compare_gradient("dv", want.dv, 1, tolerance, 1, [&](size_t i) { return TypeParam::get(c.g.dv[i]); });
+  compare_gradient("dkey_log_weight", want.dkey_weight, 1, tolerance, 1, [&](size_t i) { return c.g.dkey_weight[i]; });
+}
+
+TYPED_TEST(SimtAttendBackward, EmptyInputs) {
+  for (int which = 0; which < 3; ++which) {
+    AttendOptions o;
+    if (which == 0) o.schedule.batch = 0;
+    if (which == 1) o.schedule.tq = 0;
+    if (which == 2) o.schedule.tk = 0;
+    check<TypeParam>(o, 9);
+    o.sinks = o.key_weights = o.gate = true;
+    check<TypeParam>(o, 9);
+  }
+}
+
+// The forward may leave out the lse of rows with a gate of 0.
+TYPED_TEST(SimtAttendBackward, GatedRowsNeedNoLse) {
+  AttendOptions o;
+  o.gate = o.skip_gated = o.sinks = true;
+  o.schedule.heads = 4;
+  for (uint32_t seed = 0; seed < 2; ++seed) check<TypeParam>(o, seed);
+}
+
+// What a row holds reaches only the keys it sees, and the other way round.
+TYPED_TEST(SimtAttendBackward, NanAndInfinityReachOnlyWhatSeesThem) {
+  AttendOptions o;
+  o.schedule.heads = o.schedule.heads_kv = 1;
+  o.schedule.tq = o.schedule.tk = 100;
+  o.schedule.causal = true;
+  for (int which = 0; which < 3; ++which) {  // q, dout, k
+    SCOPED_TRACE(which);
+    BackwardCase<TypeParam> c(o, 10);
+    const int64_t at = 50;
+    for (int64_t d : {0, 1})
+      (which == 0 ? c.q : which == 1 ? c.dout : c.k).at(0, 0, at, d) = TypeParam::put(d ? INFINITY : NAN);
+    for (int64_t t = at; t < 100 && which != 1; ++t) {
+      if (which == 2 || t == at) c.lse[static_cast<size_t>(t)] = NAN;
+    }
+    run<TypeParam>(c.backward());
+    auto finite = [&](const auto& x, int64_t t) {
+      bool all = true;
+      for (int64_t d = 0; d < 32; ++d) all &= std::isfinite(TypeParam::get(x[static_cast<size_t>(t * 32 + d)]));
+      return all;
+    };
+    for (int64_t t = 0; t < 100; ++t) {
+      ASSERT_EQ(finite(c.g.dq, t), which == 2 ? t < at : t != at) << t;
+      // A key is seen by all rows from its own on.
+      ASSERT_EQ(finite(c.g.dk, t), which != 2 && t > at) << t;
+      ASSERT_EQ(finite(c.g.dv, t), which != 2 && t > at) << t;
+    }
+  }
+}
+
+TYPED_TEST(SimtAttendBackward, PartsThatAreNotWantedAndOrderOfThreads) {
+  std::mt19937 random(4);
+  for (uint32_t i = 0; i < 3; ++i) {
+    const AttendOptions o = trained(small_call(random));
+    SCOPED_TRACE(testing::Message() << o);
+    BackwardCase<TypeParam> all(o, i), queries(o, i), keys(o, i);
+    run<TypeParam>(all.backward());
+    AttendBackwardParams b = queries.backward();
+    b.dk.data = b.dv.data = b.dkey_log_weight = nullptr;
+    run<TypeParam>(b, simt::Order::mixed);
+    b = keys.backward();
+    b.dq.data = b.dhead_gate = nullptr;
+    run<TypeParam>(b, simt::Order::backward);
+    queries.g.dk = all.g.dk;
+    queries.g.dv = all.g.dv;
+    queries.g.dkey_weight = all.g.dkey_weight;
+    ASSERT_TRUE(queries.g.same_bits(all.g)) << "dq alone";
+    keys.g.dq = all.g.dq;
+    keys.g.dgate = all.g.dgate;
+    ASSERT_TRUE(keys.g.same_bits(all.g)) << "dk and dv alone";
+  }
+}
+
+// Gradients of a sequence don't depend on what it is packed with, though its few rows share tiles with other heads'.
+TYPED_TEST(SimtAttendBackward, SequencesOfAPackedBatchAreAlone) {
+  AttendOptions o;
+  ScheduleOptions& s = o.schedule;
+  s.heads = 4;
+  s.heads_kv = 1;
+  s.cu_q = {0, 20, 90};
+  s.cu_k = {0, 70, 100};
+  s.tq = 90;
+  s.tk = 100;
+  BackwardCase<TypeParam> c(o, 11);
+  run<TypeParam>(c.backward());
+  const auto dq = c.g.dq, dk = c.g.dk, dv = c.g.dv;
+  c.g = GradientTensors<TypeParam>(c.params());
+  AttendBackwardParams b = c.backward();
+  const std::vector<int32_t> cu_q = {0, 20}, cu_k = {0, 70};
+  b.forward.cu_q = cu_q.data();
+  b.forward.cu_k = cu_k.data();
+  b.forward.sequences = 1;
+  b.forward.tk = 70;
+  std::vector<float> lse;  // lse is contiguous: its heads lie tq apart
+  for (size_t h = 0; h < 4; ++h) lse.insert(lse.end(), c.lse.begin() + h * 90, c.lse.begin() + h * 90 + 20);
+  b.forward.lse = lse.data();
+  b.forward.tq = 20;
+  run<TypeParam>(b);
+  for (int64_t h = 0; h < 4; ++h)
+    ASSERT_EQ(0, std::memcmp(&c.g.dq[h * 90 * 32], &dq[h * 90 * 32], 20 * 32 * sizeof(dq[0]))) << h;
+  ASSERT_EQ(0, std::memcmp(c.g.dk.data(), dk.data(), 70 * 32 * sizeof(dk[0])));
+  ASSERT_EQ(0, std::memcmp(c.g.dv.data(), dv.data(), 70 * 32 * sizeof(dv[0])));
+}
+
+// Every key of every sequence has one place, found without the host knowing where sequences begin.
+TEST(SimtAttendGrid, EveryKeyHasOnePlace) {
+  std::mt19937 random(5);
+  for (int i = 0; i < 300; ++i) {
+    ScheduleOptions o = random_schedule(random, false);
+    SCOPED_TRACE(testing::Message() << o);
+    const ScheduleCase c(o, 5);
+    const AttendParams p = c.params();
+    std::vector<int> taken(static_cast<size_t>(o.batch * o.heads_kv * o.tk), 0), want(taken);
+    for (const TestSequence& s : c.sequences())
+      for (int64_t h = 0; h < o.heads_kv; ++h)
+        for (int64_t k = 0; k < s.keys; ++k)
+          want[static_cast<size_t>((s.batch * o.heads_kv + h) * o.tk + s.k_token + k)] = 1;
+    const cuda::Grid grid = cuda::KeyGrid::grid(p);
+    for (int64_t y = 0; y < grid.y; ++y) {
+      for (int64_t x = 0; x < grid.x; ++x) {
+        cuda::KeyItem item;
+        if (!cuda::KeyGrid::open(p, x, y, item)) continue;
+        ASSERT_LE(item.end - item.begin, cuda::kTileKeys);
+        for (int32_t k = item.begin; k < item.end; ++k)
+          ++taken[static_cast<size_t>((item.seq.batch * o.heads_kv + y) * o.tk + item.seq.k_token + k)];
+      }
+    }
+    ASSERT_EQ(taken, want);
+  }
+}
+
+}  // namespace
+}  // namespace attn
