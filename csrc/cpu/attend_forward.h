@@ -4,6 +4,7 @@
 #include "attn/parallel.h"
 #include "cpu/mask_panel.h"
 #include "cpu/row_items.h"
+#include "cpu/row_operand.h"
 #include "cpu/softmax_panel.h"
 #include "cpu/thin_panel.h"
 
@@ -82,21 +83,24 @@ template <class In> struct ForwardItem {
   }
 
   // Scores of keys [a, b) of the tile into `to`, and their maximum. Only a cut run is masked.
-  template <int NV> void scores(int32_t first, int a, int b, bool cut, const PanelReach& reach, const Placed<T>& kt,
-                                const Modifiers<A>& mod, A* to, vec<A>* top) {
+  template <int NV> void scores(int32_t first, int a, int b, bool cut, const PanelReach& reach,
+                                const RowOperand<T, In>& kt, const Modifiers<A>& mod, A* to, vec<A>* top) {
     if (a >= b) return;
     vec<A> here[NV];
     for (int i = 0; i < NV; ++i) here[i] = splat(-kInfinity<A>);
-    dot_panel<T, NV>(kt.data + a * kt.ld, kt.ld, b - a, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), to,
-                     here);
+    A* s_run = to;
+    kt.for_runs(a, b, [&](const T* rows_k, int64_t ld, int n) {
+      dot_panel<T, NV>(rows_k, ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s_run, here);
+      s_run += n * NV * L;
+    });
     if (cut || mod.softcap > 0 || mod.key_weight)
       modify_panel<A, NV>(to, a, b, *rows, first, *tile, mod, cut, reach, here);
     for (int i = 0; i < NV; ++i) top[i] = vmax(here[i], top[i]);
   }
 
   // One panel of rows against its keys of the tile.
-  template <int NV> void panel(int32_t first, const PanelKeys& keys, const PanelReach& reach, const Placed<T>& kt,
-                               const Modifiers<A>& mod) {
+  template <int NV> void panel(int32_t first, const PanelKeys& keys, const PanelReach& reach,
+                               const RowOperand<T, In>& kt, const Modifiers<A>& mod) {
     vec<A> top[NV];
     for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
     // Whole dot blocks before, in and after the run that is cut.
@@ -154,7 +158,7 @@ template <class In> struct ForwardItem {
     const RowGroup& g = rows->group;
     const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
     bool placed = false;
-    Placed<T> kt{};
+    RowOperand<T, In> kt{};
     if (thin) list_thin_rows(seq);
     const int32_t step = thin ? kThinRows : W;
     for (int32_t first = 0; first < rows->rows; first += step) {
@@ -168,7 +172,7 @@ template <class In> struct ForwardItem {
         continue;
       }
       if (!placed) {
-        kt = place_rows<T, In>(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
+        kt.place(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
         values->place(tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), nullptr);
         placed = true;
       }

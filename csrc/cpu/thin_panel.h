@@ -85,7 +85,7 @@ template <class In> ATTN_INLINE void fetch_later(const In* p) { __builtin_prefet
 // Addresses of a tile's rows, so that a row costs one load however its keys are scattered.
 template <class In> inline void list_rows(const TokenRows<In>& t, const In** at) {
   for (int i = 0; i < t.runs; ++i) {
-    const In* row = t.base + t.run[i].page * t.page_stride + t.run[i].begin * t.stride;
+    const In* row = t.first(t.run[i]);
     for (int32_t j = 0; j < t.run[i].count; ++j) *at++ = row + j * t.stride;
   }
 }

@@ -29,8 +29,10 @@ template <class In> struct TokenRows {
     for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(In)); byte += 64) __builtin_prefetch(at + byte);
   }
 
+  const In* first(const Run& r) const { return base + r.page * page_stride + r.begin * stride; }
+
   const In* row(int64_t i) const {
-    if (runs == 1) return base + run[0].page * page_stride + (run[0].begin + i) * stride;
+    if (runs == 1) return first(run[0]) + i * stride;
     return base + page[i] * page_stride + index[i] * stride;
   }
 };
@@ -44,13 +46,16 @@ template <class T> struct Placed {
   int64_t ld;
 };
 
+// Do rows lie in memory as operand elements?
+template <class T, class In> ATTN_INLINE bool are_operands(const TokenRows<In>& t) {
+  return sizeof(In) * kPair<T> == sizeof(T) && t.dim % kPair<T> == 0 && t.stride % kPair<T> == 0 &&
+         t.run[0].page * t.page_stride % kPair<T> == 0 && reinterpret_cast<uintptr_t>(t.base) % sizeof(T) == 0;
+}
+
 // As the operand that is broadcast: [n][depth].
 template <class T, class In> inline Placed<T> place_rows(const TokenRows<In>& t, T* scratch) {
   const int64_t depth = depth_of<T>(t.dim);
-  if (t.runs == 1 && sizeof(In) * kPair<T> == sizeof(T) && t.dim % kPair<T> == 0 && t.stride % kPair<T> == 0 &&
-      reinterpret_cast<uintptr_t>(t.base) % sizeof(T) == 0) {
-    return {reinterpret_cast<const T*>(t.row(0)), t.stride / kPair<T>};
-  }
+  if (t.runs == 1 && are_operands<T>(t)) return {reinterpret_cast<const T*>(t.row(0)), t.stride / kPair<T>};
   for (int64_t i = 0; i < t.n; ++i) {
     t.prefetch(i + kPrefetchRows);
     Pack<T, In>::row(t.row(i), t.dim, scratch + i * depth, depth);

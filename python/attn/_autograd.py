@@ -61,3 +61,14 @@ def call(function: type[Function], *args: Any) -> Any:
             if isinstance(x, Tensor) and x.requires_grad:
                 return function.apply(*args)
     return function.forward(*args)
+
+
+def no_forward_mode(name: str, *args: Any) -> None:
+    """For functions without a gradient: a tangent that would be dropped is refused, as :func:`call` does."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for x in args:
+        if isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None:
+            raise RuntimeError(
+                f"{name} has no gradient and does not support forward AD; detach its arguments"
+            )

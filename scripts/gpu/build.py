@@ -110,10 +110,11 @@ def build(runner: Runner, facts: dict[str, str], wheels: Path | None, environmen
     generator = ["-G", "Ninja"] if "ninja" not in missing_tools() else []
     arguments = [f"-D{name}={value}" for name, value in flags.items()]
     configure = [*cmake, "-S", str(ROOT), "-B", str(BUILD), *generator, *arguments]
-    compile_all = [*cmake, "--build", str(BUILD), "-j", facts["cores"], "--target", "attn_ops", "_C"]
-    if gtest:
-        compile_all.append("device_tests")
-    for name, command, limit in (("configure", configure, 60.0), ("build", compile_all, 240.0)):
+    compiling = [*cmake, "--build", str(BUILD), "-j", facts["cores"], "--target"]
+    for name, command, limit in (
+        ("configure", configure, 60.0),
+        ("build", [*compiling, "attn_ops", "_C"], 240.0),
+    ):
         if runner.run(Step(name, command, limit, environment=environment, on_gpu=False)).status != "ok":
             return Built(None, None, f"{name} failed", f"{name} failed")
     package = BUILD / "package"
@@ -123,7 +124,9 @@ def build(runner: Runner, facts: dict[str, str], wheels: Path | None, environmen
     )
     for library in (BUILD / "libattn_ops.so", *BUILD.glob("_C*.so")):
         shutil.copy2(library, package / "attn")
-    tests = BUILD / "tests" / "device" / "device_tests"
-    return Built(
-        package, tests if gtest else None, why_no_tests="" if gtest else "no googletest; give --wheels"
-    )
+    if not gtest:
+        return Built(package, None, why_no_tests="no googletest; give --wheels")
+    step = Step("build C++ tests", [*compiling, "device_tests"], 120, environment=environment, on_gpu=False)
+    if runner.run(step).status != "ok":
+        return Built(package, None, why_no_tests="they were not built")
+    return Built(package, BUILD / "tests" / "device" / "device_tests")

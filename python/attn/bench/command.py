@@ -10,6 +10,7 @@ import torch
 
 from ..demo.progress import Progress
 from .cli import add_common, check_common, ended, header, write
+from .kernels import DECODE, KERNELS
 from .machine import facts
 from .measure import DIM, HEADS, KV_HEADS, Checks, run
 from .plan import DTYPES, Case, plan
@@ -33,7 +34,14 @@ def parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="short sequences, few rounds: under 2 minutes on 2 cores"
     )
     p.add_argument(
-        "--only", default="", metavar="TEXT", help='cases whose name contains it, e.g. "backward causal"'
+        "--only",
+        nargs="+",
+        default=[],
+        metavar="TEXT",
+        help='cases whose name contains one of them, e.g. "backward causal"; * stands for anything',
+    )
+    p.add_argument(
+        "--without", nargs="+", default=[], metavar="KERNEL", help="kernels to leave out, e.g. FlexAttention"
     )
     p.add_argument("--dtype", choices=(*DTYPES, "float16"), help=f"default: {' and '.join(DTYPES)}")
     p.add_argument("--lengths", type=int, nargs="+", default=[], help="tokens (default 1024 to 16384)")
@@ -56,10 +64,14 @@ def _chosen(options: argparse.Namespace) -> list[Case]:
     for length in options.lengths:
         if not 256 <= length <= 1 << 17:
             raise ValueError(f"--lengths must be 256 to {1 << 17}, got {length}")
+    known = {kernel.name for kernel in (*KERNELS, *DECODE)}
+    for name in options.without:
+        if name not in known:
+            raise ValueError(f"--without must name one of {', '.join(sorted(known))}; got {name!r}")
     dtypes = (options.dtype,) if options.dtype else DTYPES
-    cases = plan(quick=options.quick, only=options.only, dtypes=dtypes, lengths=tuple(options.lengths))
+    cases = plan(quick=options.quick, only=tuple(options.only), dtypes=dtypes, lengths=tuple(options.lengths))
     if not cases:
-        raise ValueError(f"no case's name contains {options.only!r}; --list shows the cases")
+        raise ValueError(f"no case's name contains {' or '.join(options.only)!r}; --list shows the cases")
     return cases
 
 
@@ -72,7 +84,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
         torch.set_num_threads(options.threads)
     rounds = options.rounds or (3 if options.quick else 7)
     machine = facts(torch.get_num_threads())
-    settings = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM, "rounds": rounds}
+    without = sorted(set(options.without))
+    settings = {"heads": HEADS, "kv_heads": KV_HEADS, "head_dim": DIM, "rounds": rounds, "without": without}
     store = Store(options.out, {**machine, **settings, "quick": options.quick})
     keep_memory()
     todo = [case for case in cases if case.name not in store.cases]
@@ -84,7 +97,7 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> int:
     checks = Checks()
     for case in todo:
         progress.step(case.name, _weight(case))
-        store.add(run(case, checks, rounds))
+        store.add(run(case, checks, rounds, without))
     progress.finish()
     done = [store.cases[case.name] for case in cases]
     peaks: dict[str, float] = {}

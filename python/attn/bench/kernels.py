@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import shutil
 from collections.abc import Callable
@@ -67,21 +66,16 @@ def _naive(mask: Mask) -> Call:
     return call
 
 
-@functools.cache
-def _compiled_flex() -> Any:
-    from torch.nn.attention.flex_attention import flex_attention
-
-    return torch.compile(flex_attention, dynamic=False)
-
-
 def _flex(mask: Mask) -> Call:
-    from torch.nn.attention.flex_attention import create_block_mask
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
+    # After eight masks and lengths the compiler would give up, and run it uncompiled with all its weights.
+    torch.compiler.reset()
     rule = mask.rule
     block_mask = create_block_mask(
         lambda b, h, i, j: rule(i, j), None, None, mask.length, mask.length, device="cpu"
     )
-    run = _compiled_flex()
+    run: Any = torch.compile(flex_attention, dynamic=False)
     return lambda q, k, v: _first(run(q, k, v, block_mask=block_mask, enable_gqa=True))
 
 

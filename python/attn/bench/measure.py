@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from .kernels import BASELINE, DECODE, KERNELS
 from .machine import peak_gflops
 from .masks import Mask, build
 from .plan import Case
-from .timing import interleaved, summary
+from .timing import calm, summary
 from .verify import disagreement
 
 HEADS, KV_HEADS, DIM = 8, 1, 128  # LongCA-bench's head dim and ratio of heads
@@ -38,8 +38,10 @@ class Checks:
         return self._known[key]
 
 
-def run(case: Case, checks: Callable[[Kernel, Case], str | None], rounds: int) -> dict[str, Any]:
-    """The record of a case, as :mod:`attn.bench.schema` describes it."""
+def run(
+    case: Case, checks: Callable[[Kernel, Case], str | None], rounds: int, without: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The record of a case, as :mod:`attn.bench.schema` describes it. ``without``: kernels to leave out."""
     peak = peak_gflops(case.dtype)
     decode = case.stage == "decode"
     mask = build(case.mask, case.length)
@@ -51,6 +53,8 @@ def run(case: Case, checks: Callable[[Kernel, Case], str | None], rounds: int) -
     rows: list[dict[str, Any]] = []
     calls: dict[str, Callable[[], object]] = {}
     for kernel in DECODE if decode else KERNELS:
+        if kernel.name in without:
+            continue
         reason = kernel.cannot(mask, case.stage, HEADS)
         if kernel.compiles and reason is None and not case.flex:
             reason = "compiles for every mask and length: left out of the quick run here"
@@ -76,7 +80,7 @@ def run(case: Case, checks: Callable[[Kernel, Case], str | None], rounds: int) -
             step()  # allocations of autograd's own
         row["extra_bytes"] = peak_extra_bytes(step)
         calls[kernel.name] = step
-    times = interleaved(calls, rounds)
+    times = calm(calls, rounds)
     for row in rows:
         if row["status"] != "measured":
             continue

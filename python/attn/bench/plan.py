@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from .masks import DENSITIES, NAMES
 
@@ -34,7 +35,11 @@ class Case:
 
 
 def plan(
-    *, quick: bool = False, only: str = "", dtypes: tuple[str, ...] = DTYPES, lengths: tuple[int, ...] = ()
+    *,
+    quick: bool = False,
+    only: tuple[str, ...] = (),
+    dtypes: tuple[str, ...] = DTYPES,
+    lengths: tuple[int, ...] = (),
 ) -> list[Case]:
     """Cases in order: all masks forward and backward at every length, densities at the middle length, decode.
 
@@ -55,4 +60,4 @@ def plan(
                     cases.append(Case(mask, length, dtype, "backward", flex))
         cases += [Case(mask, middle, dtype, "forward", not quick) for mask in densities]
         cases += [Case("full", length, dtype, "decode") for length in (chosen[-1:] if quick else chosen)]
-    return [case for case in cases if only in case.name]
+    return [case for case in cases if not only or any(fnmatchcase(case.name, f"*{text}*") for text in only)]

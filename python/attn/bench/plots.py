@@ -112,7 +112,7 @@ def panels(
 
     columns = 2 if len(series) == 4 else len(series)
     rows = -(-len(series) // columns)
-    figure = Figure(figsize=(5.2 * columns + 2.2, 4.4 * rows + 0.2), layout="constrained")
+    figure = Figure(figsize=(5.2 * max(columns, 1.4) + 2.2, 4.4 * rows + 0.2), layout="constrained")
     names = list(dict.fromkeys([*axes.order, *(name for lines in series.values() for name in lines)]))
     drawn = figure.subplots(rows, columns, squeeze=False)
     for axis, (title, lines) in zip(drawn.flat, series.items(), strict=True):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..layout import BlockLayout
+from .mask_symbols import Band, Keys, Segments, Shifted, read
 
 BLOCK = 64  # of layouts for masks that no rule describes
 
@@ -51,9 +52,9 @@ def rule_of_mask_function(
 ) -> MaskRule:
     """The mask function of ``AttentionMaskInterface``.
 
-    transformers describes a mask as a combination of small functions of indices. The ones it ships that are
-    intervals or segments are recognised and become flags and ids. Anything else (image blocks that see each
-    other, a user's own function) is evaluated once per forward pass and kept as a bit-packed
+    transformers describes a mask by a function of indices. What is made of intervals, segments and sets of
+    keys becomes flags and ids (:mod:`.mask_symbols`). Anything else (image blocks that see each other, a
+    user's own function) is evaluated once per forward pass and kept as a bit-packed
     :class:`attn.BlockLayout`.
     """
     from transformers import masking_utils
@@ -62,26 +63,36 @@ def rule_of_mask_function(
         return attention_mask
     if mask_function is None:
         mask_function = masking_utils.causal_mask_function
-    parts: list[tuple[str, dict[str, Any]]] = []
-    known = _collect(mask_function, parts)
-    names = {name for name, _ in parts}
-    if isinstance(q_offset, Tensor) and (q_length > 1 or not known):
+    row = torch.arange(q_length, device=device) + q_offset
+    key = torch.arange(kv_length, device=device) + kv_offset
+    parts = read(mask_function, row, key)
+    if parts is None or not _places_are_kept(parts):
+        parts = None
+    if isinstance(q_offset, Tensor) and (q_length > 1 or parts is None):
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                f"{q_length} queries of a static cache can't be compiled with attn, because their place is a "
+                "tensor; compile the step of one token (what generate() does), or give no cache"
+            )
         q_offset = int(q_offset)
-    if not isinstance(q_offset, Tensor):
+    if parts is not None and not isinstance(q_offset, Tensor):
         # Keys past the last row's position are room that the cache has not used yet; causal rows don't see
         # them. Other windows need the last row to stand at the last key, as the kernels take it.
         behind = q_offset + q_length - kv_offset
-        if "causal" in names:
-            known = known and behind <= kv_length
-        elif names & {"window", "two-sided window"}:
-            known = known and behind == kv_length
-    if not known:
-        assert isinstance(q_offset, int)
+        bands = [p for p in parts if isinstance(p, Band)]
+        if not (behind <= kv_length if _is_causal(bands) else not bands or behind == kv_length):
+            parts = None
+    if parts is None:
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "mask_function is neither causal, windowed, packed nor padding, so its mask is evaluated, "
+                "which can't be compiled; call the model without torch.compile, or compile it with sdpa"
+            )
         mask = masking_utils.sdpa_mask(
             batch_size=batch_size,
             q_length=q_length,
             kv_length=kv_length,
-            q_offset=q_offset,
+            q_offset=int(q_offset),
             kv_offset=kv_offset,
             mask_function=mask_function,
             attention_mask=attention_mask,
@@ -92,60 +103,86 @@ def rule_of_mask_function(
         return rule_of_mask(mask, q_length, kv_length)
 
     rule = MaskRule(kv_length)
-    masks: list[Tensor] = []  # bool [B|1, kv_length]: keys that any row may see
+    segments = [p for p in parts if isinstance(p, Segments)]
+    masks = [p.kept for p in parts if isinstance(p, Keys)]  # bool [B|1, kv_length]: keys any row may see
     if isinstance(q_offset, Tensor):
         # One row at a position that only the device knows: where it ends is a mask of keys.
-        position = torch.arange(kv_length, device=device) + kv_offset
-        for name, values in parts:
-            if name == "causal":
-                masks.append((position <= q_offset)[None])
-            elif name == "window":
-                masks.append((position > q_offset - values["sliding_window"])[None])
-            elif name == "two-sided window":
-                masks.append(((position - q_offset).abs() <= values["sliding_window"])[None])
-        parts = [p for p in parts if p[0] == "packed" or p[0] == "chunks"]
-        row = q_offset.reshape(1)
+        masks += [_one_row(band, row, key) for band in parts if isinstance(band, Band)]
     else:
-        if "causal" in names:
-            rule.keys = behind
-        row = torch.arange(q_length, device=device) + q_offset
-    key = torch.arange(rule.keys, device=device) + kv_offset
-
-    def intersect(q_ids: Tensor, k_ids: Tensor) -> None:
-        if rule.q_ids is not None and rule.k_ids is not None:  # pairs of ids, numbered
-            base = torch.maximum(q_ids.max(), k_ids.max()) + 1
-            q_ids, k_ids = rule.q_ids * base + q_ids, rule.k_ids * base + k_ids
-        rule.q_ids, rule.k_ids = q_ids.int(), k_ids.int()
-
-    for name, values in parts:
-        if name == "causal":
-            rule.causal = True
-        elif name == "window":
-            rule.left = _smaller(rule.left, values["sliding_window"] - 1)
-        elif name == "two-sided window":
-            rule.left = _smaller(rule.left, values["sliding_window"])
-            rule.right = _smaller(rule.right, values["sliding_window"])
-        elif name == "packed":
-            ids = values["packed_sequence_mask"]
-            intersect(ids[:, row], ids[:, key])
-        elif name == "chunks":
-            start, size = values["left_padding"].to(device)[:, None], values["chunk_size"]
-            # Padding lies in chunks below 0; ids start at 0, because -1 means padding here.
-            first = kv_length + kv_offset
-            q_chunk = (row - start).div(size, rounding_mode="floor")
-            intersect(q_chunk + first, (key - start).div(size, rounding_mode="floor") + first)
+        bands = [p for p in parts if isinstance(p, Band)]
+        if _is_causal(bands):
+            rule.causal, rule.keys = True, behind
+        for band in bands:
+            rule.left = _smaller(rule.left, -1 if band.left is None else band.left)
+            if band.right != 0:
+                rule.right = _smaller(rule.right, -1 if band.right is None else band.right)
+    if segments:
+        rule.q_ids, rule.k_ids = _numbered(segments, rule.keys)
     if attention_mask is not None:
         padding = masking_utils.prepare_padding_mask(attention_mask, kv_length, kv_offset)
         assert padding is not None
-        padding = padding[:, kv_offset : kv_offset + rule.keys].bool()
-        if torch.compiler.is_compiling() or not bool(padding.all()):
+        padding = padding[:, kv_offset : kv_offset + kv_length].bool()
+        if torch.compiler.is_compiling() or not bool(padding[:, : rule.keys].all()):
             masks.append(padding)
     for mask in masks:
         if rule.q_ids is None or rule.k_ids is None:
             rule.q_ids = torch.zeros(1, q_length, dtype=torch.int32, device=device)
             rule.k_ids = torch.zeros(1, rule.keys, dtype=torch.int32, device=device)
-        rule.k_ids = torch.where(mask, rule.k_ids, -1)
+        rule.k_ids = torch.where(mask[:, : rule.keys], rule.k_ids, -1)
     return rule
+
+
+def _is_causal(bands: list[Band]) -> bool:
+    return any(band.right is not None and band.right == 0 for band in bands)
+
+
+def _one_row(band: Band, row: Tensor, key: Tensor) -> Tensor:
+    kept = torch.ones_like(key, dtype=torch.bool)
+    if band.left is not None:
+        kept = kept & (key >= row - band.left)
+    if band.right is not None:
+        kept = kept & (key <= row + band.right)
+    return kept[None]
+
+
+def _numbered(segments: list[Segments], keys: int) -> tuple[Tensor, Tensor]:
+    """Ids from 0 on that are equal where all numbers are: int32 ``[B|1, Tq]`` and ``[B|1, keys]``."""
+    q_ids = k_ids = None
+    for segment in segments:
+        rows, places = segment.rows, segment.keys[:, :keys]
+        least = torch.minimum(rows.min(), places.min())  # -1 means padding here
+        rows, places = rows - least, places - least
+        if q_ids is None or k_ids is None:
+            q_ids, k_ids = rows, places
+        else:
+            base = torch.maximum(rows.max(), places.max()) + 1
+            q_ids, k_ids = q_ids * base + rows, k_ids * base + places
+    assert q_ids is not None
+    assert k_ids is not None
+    return q_ids.int(), k_ids.int()
+
+
+def _places_are_kept(parts: list[Any]) -> bool:
+    """Whether positions that start over in every sequence leave distances inside a segment as they are. In a
+    compiled graph this is an assertion, which runs with the model.
+    """
+    for shift in (p for p in parts if isinstance(p, Shifted)):
+        if shift.rows.shape[1] != shift.keys.shape[1]:
+            return False
+        same = (shift.rows == shift.keys).all()
+        start = shift.keys.diff() != 0
+        for segment in parts:
+            if isinstance(segment, Segments):
+                step = segment.keys.diff()
+                # Ids that grow: a segment is one stretch, and its shift is that of its start.
+                same = same & (segment.rows == segment.keys).all() & (step >= 0).all()
+                start = start & (step == 0)
+        same = same & ~start.any()
+        if torch.compiler.is_compiling():
+            torch._assert_async(same, "position_ids of a packed batch must count up inside every sequence")
+        elif not bool(same):
+            return False
+    return True
 
 
 def rule_of_mask(mask: Any, q_length: int, kv_length: int) -> MaskRule:
@@ -181,34 +218,3 @@ def with_window(rule: MaskRule, left: int, right: int) -> MaskRule:
 
 def _smaller(a: int, b: int) -> int:
     return max(a, b) if a < 0 or b < 0 else min(a, b)
-
-
-# The functions of transformers.masking_utils that are rules, by the name of the function that makes them.
-_RULES = {
-    "causal_mask_function": "causal",
-    "bidirectional_mask_function": "everything",
-    "sliding_window_overlay.<locals>.inner_mask": "window",
-    "sliding_window_bidirectional_overlay.<locals>.inner_mask": "two-sided window",
-    "packed_sequence_mask_function.<locals>.inner_mask": "packed",
-    "chunked_overlay.<locals>.inner_mask": "chunks",
-}
-
-
-def _collect(function: Callable[..., Any], parts: list[tuple[str, dict[str, Any]]]) -> bool:
-    """The conjunction that `function` is, as (rule, its values); False if it is not made of known rules."""
-    if getattr(function, "__module__", None) != "transformers.masking_utils":
-        return False
-    name = function.__qualname__
-    code = getattr(function, "__code__", None)
-    cells = getattr(function, "__closure__", None) or ()
-    names = code.co_freevars if code is not None else ()
-    values = {n: c.cell_contents for n, c in zip(names, cells, strict=True)}
-    if name == "and_masks.<locals>.and_mask":
-        return all(_collect(f, parts) for f in values["mask_functions"])
-    if name == "remap_positions_for_packed_sequence.<locals>.inner_mask":
-        # Positions count from each sequence's start; distances inside a sequence are the same.
-        return _collect(values["mask_function"], parts)
-    if name not in _RULES:
-        return False
-    parts.append((_RULES[name], values))
-    return True

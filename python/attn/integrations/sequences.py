@@ -11,6 +11,10 @@ from torch import Tensor
 from .mask_rule import MaskRule
 
 
+@torch.compiler.disable(
+    reason="attn_hip, attn_s2 and attn_window take sequences one by one and need their bounds as numbers; "
+    'compile without fullgraph=True, or use "attn"'
+)
 def spans_of(rule: MaskRule, batch: int, q_len: int, name: str) -> list[tuple[int, int, int, int, int]]:
     """(batch entry, first row, end row, first key, end key) of every sequence, kept on the rule so that the
     layers of one forward pass share them. Rows of padding belong to none.

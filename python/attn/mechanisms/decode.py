@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._autograd import no_forward_mode
 from ..capability import dtype_name, require_backend
 from ..layout import BlockLayout
 from . import arguments as check
@@ -64,6 +65,7 @@ def decode_attention(
 
     Kwon et al. 2023 (paging), arXiv 2309.06180; Dao et al. 2023, Flash-Decoding (split keys).
     """
+    no_forward_mode("decode_attention", q, k_cache, v_cache, key_log_weight)
     q, k_cache, v_cache = _caches(q, k_cache, v_cache, block_table)
     batch, kv_heads = q.shape[0], k_cache.shape[1]
     capacity = k_cache.shape[2]

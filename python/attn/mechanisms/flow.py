@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function, call
+from .._autograd import Function, call, no_forward_mode
 from . import arguments as check
 from . import scan_arguments as scan
 
@@ -192,6 +192,7 @@ def flow_attention_step(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
         BackendError: no backend serves the device or dtype.
     """
+    no_forward_mode("flow_attention_step", q, k, v, *(state if isinstance(state, (tuple, list)) else ()))
     q, k, v = check.query_key_value("flow_attention_step", q, k, v)
     if q.shape[2] != 1 or k.shape[2] != 1:
         raise ValueError(f"q, k and v must hold one token, got {q.shape[2]} and {k.shape[2]}")

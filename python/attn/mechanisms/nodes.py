@@ -60,4 +60,8 @@ def topk_nodes(
     if min_score is not None:
         check.finite("min_score", min_score)
     perm, kept = torch.ops.attn.topk_nodes(score.detach().contiguous(), cu, ratio, k, min_score)
-    return perm[: int(kept[-1])], kept
+    count: Any = kept[-1].item()
+    if torch.compiler.is_compiling():  # a number that only the run knows
+        torch._check(count >= 0)
+        torch._check(count <= perm.shape[0])
+    return perm[:count], kept

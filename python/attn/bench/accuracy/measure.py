@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ...demo.measure import Sample
-from ..timing import interleaved, summary
+from ..timing import calm, summary
 from .corpus import Corpus, needle_context
 from .mechanisms import DENSE, Mechanism
 from .model import Attend, LanguageModel, dense
@@ -41,7 +41,7 @@ def tensors(layers: list[Inputs], taking_part: list[Mechanism], rounds: int) -> 
             calls[m.name] = _timed(m, (q, k, v), selected)
     for call in calls.values():
         call()
-    times = interleaved(calls, rounds)
+    times = calm(calls, rounds)
     rows = []
     for m in taking_part:
         told = {"mechanism": m.name, "family": m.family, "selection_timed": not m.oracle}
