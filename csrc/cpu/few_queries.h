@@ -29,8 +29,7 @@ ATTN_INLINE void dot_rows(const Sum<T>* q, const T* const* rows, int64_t offset,
     ATTN_UNROLL
     for (int t = 0; t < N; ++t) sum[t] += x * get(rows[t] + offset + i, w);
   });
-  ATTN_UNROLL
-  for (int t = 0; t < N; ++t) out[t] = sum_lanes<S>(sum[t]);
+  sum_lanes_of_each<N, S>(sum, out);
 }
 
 // acc = acc * alpha + sum_t weight[t] * row_t

@@ -80,6 +80,29 @@ template <class S> ATTN_INLINE S sum_lanes(vec<S> v) {
   return x[0];
 }
 
+// L / N neighbouring lanes for each of N vectors, which add up to the sum over its lanes.
+template <int N, class S> ATTN_INLINE vec<S> neighbour_sums(const vec<S>* x) {
+  if constexpr (N == 1) return x[0];
+  else
+    return add_neighbours(neighbour_sums<N / 2, S>(x), neighbour_sums<N / 2, S>(x + N / 2),
+                          std::make_integer_sequence<int, Lanes<S>::n>{});
+}
+
+// out[i] = the sum over the lanes of x[i]: the vectors are added up together, down to one that holds sums only. N and
+// the lanes are powers of two.
+template <int N, class S> ATTN_INLINE void sum_lanes_of_each(const vec<S> (&x)[N], S* out) {
+  constexpr int L = Lanes<S>::n;
+  if constexpr (N == 1) {
+    *out = sum_lanes<S>(x[0]);
+  } else if constexpr (N > L) {
+    for (int i = 0; i < N; ++i) out[i] = sum_lanes<S>(x[i]);
+  } else {
+    vec<S> sums = neighbour_sums<N, S>(x);
+    for (int held = L / N; held > 1; held /= 2) sums = add_neighbours(sums, sums, std::make_integer_sequence<int, L>{});
+    std::memcpy(out, &sums, N * sizeof(S));
+  }
+}
+
 template <class S> ATTN_INLINE S max_lanes(vec<S> v) {
   constexpr int L = Lanes<S>::n;
   S x[L];
@@ -119,55 +142,16 @@ template <class T> ATTN_INLINE void max_row(Sum<T>* m, const T* x, int64_t n) {
   for_lanes<Sum<T>>(n, [&](int64_t i, auto w) { put(m + i, max_or_nan(get(m + i, w), get(x + i, w)), w); });
 }
 
-// Fetches what a reduction over rows will read next: hardware prefetchers follow one row of a few KB well, but not four
-// at once. Rows are expected to go on at the distance of the first two, past the last one too (as those of the next
-// segment do); where they don't, the fetch is in vain.
-template <class T> class RowsAhead {
- public:
-  RowsAhead(const T* const* rows, int64_t count, int64_t n) {
-    if (count < 2) return;
-    const int64_t bytes = n * static_cast<int64_t>(sizeof(T));
-    step_ = static_cast<uintptr_t>(reinterpret_cast<const char*>(rows[1]) - reinterpret_cast<const char*>(rows[0]));
-    ahead_ = step_ * static_cast<uintptr_t>(bytes < kBytes / 4 ? kBytes / (bytes > 0 ? bytes : 1) : 4);
-  }
+// One row after another, whole: hardware prefetchers follow one row of a few KB, while m or sum stays in L1.
 
-  ATTN_INLINE void fetch(const T* at) const {
-    uintptr_t to = reinterpret_cast<uintptr_t>(at) + ahead_;
-    ATTN_UNROLL
-    for (int k = 0; k < 4; ++k, to += step_) __builtin_prefetch(reinterpret_cast<const void*>(to));
-  }
-
- private:
-  static constexpr int64_t kBytes = 16 << 10;
-  uintptr_t step_ = 0, ahead_ = 0;
-};
-
-// m = max over rows, four at a time so that m is read and written a quarter as often.
+// m = max over rows
 template <class T> inline void max_rows(Sum<T>* m, const T* const* rows, int64_t count, int64_t n) {
-  const RowsAhead<T> ahead(rows, count, n);
-  int64_t r = 0;
-  for (; r + 4 <= count; r += 4) {
-    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
-    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
-      ahead.fetch(a + i);
-      put(m + i, max_or_nan(get(a + i, w), get(b + i, w), get(c + i, w), get(d + i, w), get(m + i, w)), w);
-    });
-  }
-  for (; r < count; ++r) max_row<T>(m, rows[r], n);
+  for (int64_t r = 0; r < count; ++r) max_row<T>(m, rows[r], n);
 }
 
-// sum += rows, four at a time.
+// sum += rows
 template <class T> inline void add_rows(Sum<T>* sum, const T* const* rows, int64_t count, int64_t n) {
-  const RowsAhead<T> ahead(rows, count, n);
-  int64_t r = 0;
-  for (; r + 4 <= count; r += 4) {
-    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
-    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
-      ahead.fetch(a + i);
-      put(sum + i, get(sum + i, w) + ((get(a + i, w) + get(b + i, w)) + (get(c + i, w) + get(d + i, w))), w);
-    });
-  }
-  for (; r < count; ++r) add_row<T>(sum, rows[r], n);
+  for (int64_t r = 0; r < count; ++r) add_row<T>(sum, rows[r], n);
 }
 
 // ---- results larger than the cache -----------------------------------------------------------------------------

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -231,6 +232,12 @@ ATTN_INLINE u32v make_pairs(f32v lo, f32v hi) {
 #else
   return (round_bf16(lo) >> 16) | round_bf16(hi);
 #endif
+}
+
+// Sums of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, ...).
+template <class V, int... I>
+ATTN_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
 }
 
 ATTN_NAMESPACE_END

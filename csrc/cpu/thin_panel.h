@@ -63,12 +63,6 @@ template <class In> inline void thin_query(const In* row, int64_t dim, typename 
   }
 }
 
-// Features of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, ...).
-template <class V, int... I>
-ATTN_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
-  return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
-}
-
 // out[i] = sum of the lanes of x[i], for N = as many vectors as there are lanes. Recursion, since GCC doesn't unroll
 // loops inside loops and would pass the vectors through memory.
 template <class A, int N> ATTN_INLINE vec<A> sum_lanes(const vec<A>* x) {
