@@ -100,7 +100,8 @@ $(VENV)/.release: $(VENV)/.tools
 wheel: $(VENV)/.release
 	rm -rf build/dist dist
 	CMAKE_BUILD_PARALLEL_LEVEL=$(JOBS) $(BIN)/pip wheel $(PIP_FLAGS) . --no-build-isolation --no-deps -w build/dist \
-		-Cbuild-dir=build/wheel -Ccmake.define.ATTN_EMULATE=OFF -Ccmake.define.ATTN_TESTS=OFF
+		--config-settings=build-dir=build/wheel --config-settings=cmake.define.ATTN_EMULATE=OFF \
+		--config-settings=cmake.define.ATTN_TESTS=OFF
 	$(BIN)/auditwheel repair --exclude 'libtorch*.so*' --exclude 'libc10*.so*' -w dist build/dist/attn-*.whl
 	$(BIN)/python scripts/audit_wheel.py dist/attn-*.whl
 
