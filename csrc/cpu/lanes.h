@@ -80,14 +80,6 @@ template <class S> ATTN_INLINE S sum_lanes(vec<S> v) {
   return x[0];
 }
 
-// L / N neighbouring lanes for each of N vectors, which add up to the sum over its lanes.
-template <int N, class S> ATTN_INLINE vec<S> neighbour_sums(const vec<S>* x) {
-  if constexpr (N == 1) return x[0];
-  else
-    return add_neighbours(neighbour_sums<N / 2, S>(x), neighbour_sums<N / 2, S>(x + N / 2),
-                          std::make_integer_sequence<int, Lanes<S>::n>{});
-}
-
 // out[i] = the sum over the lanes of x[i]: the vectors are added up together, down to one that holds sums only. N and
 // the lanes are powers of two.
 template <int N, class S> ATTN_INLINE void sum_lanes_of_each(const vec<S> (&x)[N], S* out) {
@@ -97,7 +89,7 @@ template <int N, class S> ATTN_INLINE void sum_lanes_of_each(const vec<S> (&x)[N
   } else if constexpr (N > L) {
     for (int i = 0; i < N; ++i) out[i] = sum_lanes<S>(x[i]);
   } else {
-    vec<S> sums = neighbour_sums<N, S>(x);
+    vec<S> sums = neighbour_sums<S, N>(x);
     for (int held = L / N; held > 1; held /= 2) sums = add_neighbours(sums, sums, std::make_integer_sequence<int, L>{});
     std::memcpy(out, &sums, N * sizeof(S));
   }

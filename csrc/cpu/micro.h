@@ -82,19 +82,25 @@ ATTN_INLINE void dot_block(const T* a, int64_t lda, int64_t depth, const T* b, A
   }
 }
 
+// Calls f(integral_constant<rows at once>, first row) for blocks of rows, the largest that fit first.
+template <class F> ATTN_INLINE void for_row_blocks(int64_t rows, F&& f) {
+  int64_t n = 0;
+  for (; n + kDotRows <= rows; n += kDotRows) f(std::integral_constant<int, kDotRows>{}, n);
+  for (; n + 4 <= rows; n += 4) f(std::integral_constant<int, 4>{}, n);
+  if (n + 2 <= rows) {
+    f(std::integral_constant<int, 2>{}, n);
+    n += 2;
+  }
+  if (n < rows) f(std::integral_constant<int, 1>{}, n);
+}
+
 // S [rows][NV * lanes] and, in `top`, the maximum over the rows. lda and depth count T.
 template <class T, int NV>
 inline void dot_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, Acc<T> c, Acc<T>* s,
                       vec<Acc<T>>* top) {
-  constexpr int W = NV * kLanes<T>;
-  int64_t n = 0;
-  for (; n + kDotRows <= rows; n += kDotRows) dot_block<T, kDotRows, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
-  for (; n + 4 <= rows; n += 4) dot_block<T, 4, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
-  if (n + 2 <= rows) {
-    dot_block<T, 2, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
-    n += 2;
-  }
-  if (n < rows) dot_block<T, 1, NV>(a + n * lda, lda, depth, b, c, s + n * W, top);
+  for_row_blocks(rows, [&](auto at_once, int64_t n) __attribute__((always_inline)) {
+    dot_block<T, at_once, NV>(a + n * lda, lda, depth, b, c, s + n * NV * kLanes<T>, top);
+  });
 }
 
 template <class T, int MR, int NV>
@@ -112,15 +118,9 @@ ATTN_INLINE void store_product(const T* a, int64_t lda, int64_t depth, const T* 
 // dot_panel without factor and maximum (backward).
 template <class T, int NV>
 inline void product_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, Acc<T>* s) {
-  constexpr int W = NV * kLanes<T>;
-  int64_t n = 0;
-  for (; n + kDotRows <= rows; n += kDotRows) store_product<T, kDotRows, NV>(a + n * lda, lda, depth, b, s + n * W);
-  for (; n + 4 <= rows; n += 4) store_product<T, 4, NV>(a + n * lda, lda, depth, b, s + n * W);
-  if (n + 2 <= rows) {
-    store_product<T, 2, NV>(a + n * lda, lda, depth, b, s + n * W);
-    n += 2;
-  }
-  if (n < rows) store_product<T, 1, NV>(a + n * lda, lda, depth, b, s + n * W);
+  for_row_blocks(rows, [&](auto at_once, int64_t n) __attribute__((always_inline)) {
+    store_product<T, at_once, NV>(a + n * lda, lda, depth, b, s + n * NV * kLanes<T>);
+  });
 }
 
 template <class T, int V>

@@ -9,15 +9,8 @@ ATTN_NAMESPACE_BEGIN
 // Row tile `t` of heads [head, head + heads) of a sequence; false if it is empty.
 inline bool open_rows(const AttendParams& p, const RowTiling& tiling, const Sequence& seq, int64_t head, int64_t heads,
                       int64_t t, RowBlock& b) {
-  RowGroup& g = b.group;
-  g.batch = seq.batch;
-  g.head = head;
-  g.head_kv = head / (p.heads / p.heads_kv);
-  g.queries = seq.queries;
-  g.keys = seq.keys;
-  row_tile(tiling, seq.queries, t, g);
-  if (g.q_begin >= g.q_end) return false;
-  set_reach(p, g);
+  const RowGroup& g = b.group;
+  if (!open_row_group(p, seq, tiling, t, head, b.group)) return false;
   b.heads = static_cast<int32_t>(heads);
   b.tile_rows = g.q_end - g.q_begin;
   b.rows = b.heads * b.tile_rows;

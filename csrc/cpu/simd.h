@@ -240,4 +240,13 @@ ATTN_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {
   return __builtin_shufflevector(a, b, (2 * I)...) + __builtin_shufflevector(a, b, (2 * I + 1)...);
 }
 
+// L / N neighbouring lanes for each of N vectors, which add up to the sum over its lanes; for N = L the sums
+// themselves. Recursion, since GCC doesn't unroll loops inside loops and would pass the vectors through memory.
+template <class A, int N> ATTN_INLINE vec<A> neighbour_sums(const vec<A>* x) {
+  if constexpr (N == 1) return x[0];
+  else
+    return add_neighbours(neighbour_sums<A, N / 2>(x), neighbour_sums<A, N / 2>(x + N / 2),
+                          std::make_integer_sequence<int, Lanes<A>::n>{});
+}
+
 ATTN_NAMESPACE_END

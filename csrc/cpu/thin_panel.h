@@ -63,15 +63,6 @@ template <class In> inline void thin_query(const In* row, int64_t dim, typename 
   }
 }
 
-// out[i] = sum of the lanes of x[i], for N = as many vectors as there are lanes. Recursion, since GCC doesn't unroll
-// loops inside loops and would pass the vectors through memory.
-template <class A, int N> ATTN_INLINE vec<A> sum_lanes(const vec<A>* x) {
-  if constexpr (N == 1) return x[0];
-  else
-    return add_neighbours(sum_lanes<A, N / 2>(x), sum_lanes<A, N / 2>(x + N / 2),
-                          std::make_integer_sequence<int, Lanes<A>::n>{});
-}
-
 // Starts to fetch a line that is used hundreds of rows later: into L2, since L1 would have lost it by then. One line
 // for every one that is read keeps memory busy throughout; more at once would hold up the loads.
 template <class In> ATTN_INLINE void fetch_later(const In* p) { __builtin_prefetch(p, 0, 2); }
@@ -122,7 +113,7 @@ inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int6
         for (int i = 0; i < kKeys; ++i) sum[i * kThinRows + r] = Op::dot(sum[i * kThinRows + r], x[i], qv);
       }
     }
-    store(s + j * kThinRows, sum_lanes<A, L>(sum) * scale);
+    store(s + j * kThinRows, neighbour_sums<A, L>(sum) * scale);
   }
   for (int64_t i = n * kThinRows; i < round_up_thin(n) * kThinRows; ++i) s[i] = -kInfinity<A>;
   static_assert(kThinStrip % kKeys == 0, "a strip is whole vectors");

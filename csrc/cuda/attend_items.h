@@ -47,14 +47,7 @@ ATTN_HD bool open_row_tile(const AttendParams& p, const Sequence& seq, const Row
                            int64_t heads, RowItem& item) {
   item.seq = seq;
   RowGroup& g = item.group;
-  g.batch = seq.batch;
-  g.head = head;
-  g.head_kv = head / (p.heads / p.heads_kv);
-  g.queries = seq.queries;
-  g.keys = seq.keys;
-  row_tile(t, seq.queries, tile, g);
-  if (g.q_begin >= g.q_end) return false;
-  set_reach(p, g);
+  if (!open_row_group(p, seq, t, tile, head, g)) return false;
   item.tile_rows = g.q_end - g.q_begin;
   item.rows = static_cast<int32_t>(heads) * item.tile_rows;
   return true;

@@ -94,7 +94,8 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   Tensor dk = key_pass && !wants(kK) ? new_in_order_of(t.k, p.dim) : grads[kK];
   Tensor dv = key_pass && !wants(kV) ? new_in_order_of(t.v, p.dim_v) : grads[kV];
 
-  Tensor scratch = check.on_cuda() ? new_tensor(t.q, {p.batch, p.heads, p.tq}, ScalarType::Float) : t.lse;
+  std::optional<Tensor> scratch;
+  if (check.on_cuda()) scratch = new_tensor(t.q, {p.batch, p.heads, p.tq}, ScalarType::Float);
   b.forward.out = check.view4(t.out);
   b.forward.lse = t.lse.data_ptr();
   b.dout = check.view4(t.dout);
@@ -108,7 +109,7 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   b.dkey_log_weight = floats_of(kKeyLogWeight);
   b.dsink_logits = floats_of(kSinkLogits);
   b.dhead_gate = floats_of(kHeadGate);
-  attend_backward_on(check, b, check.on_cuda() ? static_cast<float*>(scratch.data_ptr()) : nullptr);
+  attend_backward_on(check, b, scratch ? static_cast<float*>(scratch->data_ptr()) : nullptr);
   return grads;
 }
 

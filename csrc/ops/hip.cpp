@@ -1,6 +1,4 @@
 // HiP attention: a tree search chooses short blocks of keys per query block, attention adds sinks and a window.
-#include <cstdlib>
-
 #include "ops/attend_args.h"
 #include "ops/backend.h"
 #include "ops/text.h"
@@ -94,7 +92,7 @@ bool is_list(const int32_t* row, int32_t n, int64_t keys) {
     check.require(j == 0 || row[j] >= row[j - 1], "index must be ascending in its first count entries, got ",
                   row[j - (j > 0)], " before ", row[j], " at ", at, "; sort each row");
   }
-  std::abort();  // is_list had found a reason
+  check.fail("index was written to while the call read it; wait for that to end");  // is_list had found a reason
 }
 
 // Counts and first keys of a selection that may come from anywhere.

@@ -32,6 +32,20 @@ ATTN_HD int64_t heads_sharing_schedule(const AttendParams& p) {
   return group;
 }
 
+// Row tile `tile` of a head of a sequence, with what its rows reach; false if it has no rows.
+ATTN_HD bool open_row_group(const AttendParams& p, const Sequence& seq, const RowTiling& t, int64_t tile, int64_t head,
+                            RowGroup& g) {
+  g.batch = seq.batch;
+  g.head = head;
+  g.head_kv = head / (p.heads / p.heads_kv);
+  g.queries = seq.queries;
+  g.keys = seq.keys;
+  row_tile(t, seq.queries, tile, g);
+  if (g.q_begin >= g.q_end) return false;
+  set_reach(p, g);
+  return true;
+}
+
 // Heads an item of at most `rows` rows flattens, `tile` rows of each at most.
 ATTN_HD int64_t heads_of_item(const AttendParams& p, int32_t tile, int32_t rows) {
   const int64_t block_tile = row_tiling(p, 0, 0, tile).tile;

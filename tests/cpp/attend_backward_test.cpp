@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "attend_backward_case.h"
+#include "attend_edges.h"
 #include "attn/cpu.h"
 #include "attn/parallel.h"
 
@@ -33,10 +34,7 @@ TYPED_TEST(AttendBackward, RandomCalls) {
 TYPED_TEST(AttendBackward, SizesAroundBlockSizes) {
   for (int64_t tq : {1, 8, 15, 33, 128, 130}) {
     for (int64_t tk : {1, 11, 63, 65, 128, 257}) {
-      AttendOptions o;
-      o.schedule.heads = o.schedule.heads_kv = 1;
-      o.schedule.tq = tq;
-      o.schedule.tk = tk;
+      AttendOptions o = one_head(tq, tk);
       o.schedule.causal = (tq + tk) % 2;
       check<TypeParam>(o, 3);
     }
@@ -52,9 +50,7 @@ TYPED_TEST(AttendBackward, SizesAroundBlockSizes) {
 }
 
 TYPED_TEST(AttendBackward, ManyQueriesAndLongSelections) {
-  AttendOptions o;
-  o.schedule.heads = o.schedule.heads_kv = 1;
-  o.schedule.tq = o.schedule.tk = 1100;
+  AttendOptions o = one_head(1100, 1100);
   o.schedule.causal = true;
   o.schedule.left = 70;
   o.dim = o.dim_v = 16;
@@ -69,15 +65,7 @@ TYPED_TEST(AttendBackward, ManyQueriesAndLongSelections) {
 }
 
 TYPED_TEST(AttendBackward, EmptyInputs) {
-  for (int which = 0; which < 3; ++which) {
-    AttendOptions o;
-    if (which == 0) o.schedule.batch = 0;
-    if (which == 1) o.schedule.tq = 0;
-    if (which == 2) o.schedule.tk = 0;
-    check<TypeParam>(o, 9);
-    o.sinks = o.key_weights = o.gate = true;
-    check<TypeParam>(o, 9);
-  }
+  for (const AttendOptions& o : empty_inputs()) check<TypeParam>(o, 9);
 }
 
 // What is not asked for is not written, and what is does not depend on it.

@@ -1,7 +1,7 @@
 // Attention forward against the textbook in double.
 #include <gtest/gtest.h>
 
-#include "attend_case.h"
+#include "attend_edges.h"
 #include "attn/cpu.h"
 #include "attn/parallel.h"
 
@@ -65,10 +65,7 @@ TYPED_TEST(AttendForward, RandomCalls) {
 TYPED_TEST(AttendForward, SizesAroundBlockSizes) {
   for (int64_t tq : {1, 8, 15, 33, 128, 130}) {
     for (int64_t tk : {1, 11, 95, 97, 192, 385}) {
-      AttendOptions o;
-      o.schedule.heads = o.schedule.heads_kv = 1;
-      o.schedule.tq = tq;
-      o.schedule.tk = tk;
+      AttendOptions o = one_head(tq, tk);
       o.schedule.causal = (tq + tk) % 2;
       check<TypeParam>(o, 3);
     }
@@ -85,9 +82,7 @@ TYPED_TEST(AttendForward, SizesAroundBlockSizes) {
 
 // One head attends from more queries than half a row tile holds, so tiles are full size.
 TYPED_TEST(AttendForward, ManyQueries) {
-  AttendOptions o;
-  o.schedule.heads = o.schedule.heads_kv = 1;
-  o.schedule.tq = o.schedule.tk = 1100;
+  AttendOptions o = one_head(1100, 1100);
   o.schedule.causal = true;
   o.schedule.left = 70;
   o.dim = o.dim_v = 16;
@@ -127,15 +122,7 @@ TYPED_TEST(AttendForward, PagedKeys) {
 }
 
 TYPED_TEST(AttendForward, EmptyInputs) {
-  for (int which = 0; which < 3; ++which) {
-    AttendOptions o;
-    if (which == 0) o.schedule.batch = 0;
-    if (which == 1) o.schedule.tq = 0;
-    if (which == 2) o.schedule.tk = 0;
-    check<TypeParam>(o, 9);
-    o.sinks = true;
-    check<TypeParam>(o, 9);
-  }
+  for (const AttendOptions& o : empty_inputs()) check<TypeParam>(o, 9);
 }
 
 // Logits of +-200 and more: no overflow, and the row of the largest key wins.

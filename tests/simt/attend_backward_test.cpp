@@ -8,11 +8,6 @@
 namespace attn {
 namespace {
 
-template <class E, int kDim> void run_dim(const cuda::BackwardParams& b, simt::Order order) {
-  simt::launch<cuda::QueryGradients<DeviceElement<E>, kDim>>(b, order);
-  simt::launch<cuda::KeyGradients<DeviceElement<E>, kDim>>(b, order);
-}
-
 // The kernels in the order of a launch.
 template <class E> void run(const AttendBackwardParams& params, simt::Order order = simt::Order::forward) {
   const AttendParams& p = params.forward;
@@ -20,11 +15,10 @@ template <class E> void run(const AttendBackwardParams& params, simt::Order orde
   const cuda::BackwardParams b{params, delta.data()};
   simt::launch<cuda::AttendDelta<DeviceElement<E>>>(b, order);
   simt::launch<cuda::SinkGradients<float>>(b, order);
-  const int64_t dim = std::max(p.dim, p.dim_v);
-  ASSERT_LE(dim, 256);
-  if (dim <= 64) run_dim<E, 64>(b, order);
-  else if (dim <= 128) run_dim<E, 128>(b, order);
-  else run_dim<E, 256>(b, order);
+  with_dim(p, [&](auto dim) {
+    simt::launch<cuda::QueryGradients<DeviceElement<E>, dim>>(b, order);
+    simt::launch<cuda::KeyGradients<DeviceElement<E>, dim>>(b, order);
+  });
 }
 
 // A call with the forward's results filled in: the textbook's, in E.
@@ -70,10 +64,7 @@ TYPED_TEST(SimtAttendBackward, RandomCalls) {
 TYPED_TEST(SimtAttendBackward, SizesAroundTiles) {
   for (int64_t tq : {1, 17, 64, 129}) {
     for (int64_t tk : {1, 63, 64, 130}) {
-      AttendOptions o;
-      o.schedule.heads = o.schedule.heads_kv = 1;
-      o.schedule.tq = tq;
-      o.schedule.tk = tk;
+      AttendOptions o = one_head(tq, tk);
       o.schedule.causal = (tq + tk) % 2;
       o.dim = o.dim_v = 30;
       check<TypeParam>(o, 3);
@@ -83,10 +74,7 @@ TYPED_TEST(SimtAttendBackward, SizesAroundTiles) {
 
 TYPED_TEST(SimtAttendBackward, Features) {
   for (int64_t dim : {1, 62, 64, 65, 128, 129, 256}) {
-    AttendOptions o;
-    o.schedule.heads = o.schedule.heads_kv = 1;
-    o.schedule.tq = 20;
-    o.schedule.tk = 70;
+    AttendOptions o = one_head(20, 70);
     o.dim = dim;
     check<TypeParam>(o, 4);
     std::swap(o.dim, o.dim_v);
@@ -94,27 +82,10 @@ TYPED_TEST(SimtAttendBackward, Features) {
   }
 }
 
-// Every modifier at once on every schedule, several query heads to a kv head.
 TYPED_TEST(SimtAttendBackward, SchedulesAndModifiers) {
-  for (int kind = 0; kind < 5; ++kind) {
-    AttendOptions o;
-    ScheduleOptions& s = o.schedule;
-    s.kind = static_cast<ScheduleKind>(kind % 4);
-    s.heads = 4;
-    s.tq = s.tk = 150;
-    s.causal = true;
-    s.left = kind == 2 ? -1 : 40;
-    s.sink = 3;
-    s.full_list = s.bits = true;
-    s.shared_heads = kind == 1;
-    s.selection_heads = 1;
-    if (kind == 4) {
-      s.cu_q = {0, 0, 40, 41, 140};
-      s.cu_k = {0, 5, 90, 90, 150};
-    }
-    o.dim = o.dim_v = 62;
-    o.softcap = 2.5;
-    o.segments = o.key_weights = o.sinks = o.gate = o.dlse = true;
+  for (AttendOptions o : every_modifier()) {
+    o.schedule.selection_heads = 1;
+    o.dlse = true;
     o.nan_keys = 1;
     check<TypeParam>(o, 6);
   }
@@ -166,15 +137,7 @@ TYPED_TEST(SimtAttendBackward, KeysOfNoWeight) {
 }
 
 TYPED_TEST(SimtAttendBackward, EmptyInputs) {
-  for (int which = 0; which < 3; ++which) {
-    AttendOptions o;
-    if (which == 0) o.schedule.batch = 0;
-    if (which == 1) o.schedule.tq = 0;
-    if (which == 2) o.schedule.tk = 0;
-    check<TypeParam>(o, 9);
-    o.sinks = o.key_weights = o.gate = true;
-    check<TypeParam>(o, 9);
-  }
+  for (const AttendOptions& o : empty_inputs()) check<TypeParam>(o, 9);
 }
 
 // The forward may leave out the lse of rows with a gate of 0.

@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "../cpp/attend_case.h"
+#include "../cpp/attend_edges.h"
 #include "cuda/element.h"
 
 namespace attn {
@@ -14,6 +14,20 @@ template <class E> using DeviceElement = cuda::Element<E::dtype>;
 // As in the CPU's test: share of 1/2 + |value| (the weights are rounded to E before they multiply v).
 template <class E> constexpr double kTolerance = E::dtype == DType::bf16 ? 0.008 : 0.001;
 constexpr double kLseTolerance = 4e-6;
+
+// Calls f(integral_constant<kDim>) for the kernel that holds both head dimensions.
+template <class F> inline void with_dim(const AttendParams& p, F&& f) {
+  const int64_t dim = std::max(p.dim, p.dim_v);
+  ASSERT_LE(dim, 256);
+  if (dim <= 64) f(std::integral_constant<int, 64>{});
+  else if (dim <= 128) f(std::integral_constant<int, 128>{});
+  else f(std::integral_constant<int, 256>{});
+}
+
+template <class E> inline bool same_bits(const AttendCase<E>& a, const AttendCase<E>& b) {
+  return std::memcmp(a.out.data.data(), b.out.data.data(), a.out.data.size() * sizeof(a.out.data[0])) == 0 &&
+         std::memcmp(a.lse.data(), b.lse.data(), a.lse.size() * sizeof(a.lse[0])) == 0;
+}
 
 template <class E> inline void compare(AttendCase<E>& c) {
   const AttendParams p = c.params();

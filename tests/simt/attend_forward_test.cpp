@@ -6,17 +6,8 @@
 namespace attn {
 namespace {
 
-template <class E, int kDim> void run_dim(const AttendParams& p, simt::Order order) {
-  using Kernel = cuda::AttendForward<DeviceElement<E>, kDim>;
-  simt::launch<Kernel>(p, order);
-}
-
 template <class E> void run(const AttendParams& p, simt::Order order = simt::Order::forward) {
-  const int64_t dim = std::max(p.dim, p.dim_v);
-  ASSERT_LE(dim, 256);
-  if (dim <= 64) run_dim<E, 64>(p, order);
-  else if (dim <= 128) run_dim<E, 128>(p, order);
-  else run_dim<E, 256>(p, order);
+  with_dim(p, [&](auto dim) { simt::launch<cuda::AttendForward<DeviceElement<E>, dim>>(p, order); });
 }
 
 template <class E> void check(const AttendOptions& o, uint32_t seed) {
@@ -39,10 +30,7 @@ TYPED_TEST(SimtAttendForward, RandomCalls) {
 TYPED_TEST(SimtAttendForward, SizesAroundTiles) {
   for (int64_t tq : {1, 15, 17, 128, 129}) {
     for (int64_t tk : {1, 63, 64, 65, 130}) {
-      AttendOptions o;
-      o.schedule.heads = o.schedule.heads_kv = 1;
-      o.schedule.tq = tq;
-      o.schedule.tk = tk;
+      AttendOptions o = one_head(tq, tk);
       o.schedule.causal = (tq + tk) % 2;
       o.dim = o.dim_v = 30;
       check<TypeParam>(o, 3);
@@ -52,10 +40,7 @@ TYPED_TEST(SimtAttendForward, SizesAroundTiles) {
 
 TYPED_TEST(SimtAttendForward, Features) {
   for (int64_t dim : {1, 8, 62, 64, 65, 126, 128, 129, 254, 256}) {
-    AttendOptions o;
-    o.schedule.heads = o.schedule.heads_kv = 1;
-    o.schedule.tq = 20;
-    o.schedule.tk = 70;
+    AttendOptions o = one_head(20, 70);
     o.dim = dim;
     check<TypeParam>(o, 4);
     std::swap(o.dim, o.dim_v);
@@ -63,28 +48,9 @@ TYPED_TEST(SimtAttendForward, Features) {
   }
 }
 
-// Every modifier at once on every schedule.
 TYPED_TEST(SimtAttendForward, SchedulesAndModifiers) {
-  for (int kind = 0; kind < 5; ++kind) {
-    AttendOptions o;
-    ScheduleOptions& s = o.schedule;
-    s.kind = static_cast<ScheduleKind>(kind % 4);
-    s.batch = 2;
-    s.heads = 4;
-    s.tq = s.tk = 150;
-    s.causal = true;
-    s.left = kind == 2 ? -1 : 40;
-    s.sink = 3;
-    s.full_list = s.bits = true;
-    s.shared_heads = kind == 1;
-    if (kind == 4) {
-      s.batch = 1;
-      s.cu_q = {0, 0, 40, 41, 140};
-      s.cu_k = {0, 5, 90, 90, 150};
-    }
-    o.dim = o.dim_v = 62;
-    o.softcap = 2.5;
-    o.segments = o.key_weights = o.sinks = o.gate = true;
+  for (AttendOptions o : every_modifier()) {
+    if (o.schedule.cu_q.empty()) o.schedule.batch = 2;
     o.nan_keys = 2;
     check<TypeParam>(o, 6);
   }
@@ -134,15 +100,7 @@ TYPED_TEST(SimtAttendForward, PagedKeys) {
 }
 
 TYPED_TEST(SimtAttendForward, EmptyInputs) {
-  for (int which = 0; which < 3; ++which) {
-    AttendOptions o;
-    if (which == 0) o.schedule.batch = 0;
-    if (which == 1) o.schedule.tq = 0;
-    if (which == 2) o.schedule.tk = 0;
-    check<TypeParam>(o, 9);
-    o.sinks = true;
-    check<TypeParam>(o, 9);
-  }
+  for (const AttendOptions& o : empty_inputs()) check<TypeParam>(o, 9);
 }
 
 // What a mask hides doesn't matter; what a row sees isn't hidden.
@@ -177,8 +135,7 @@ TYPED_TEST(SimtAttendForward, OrderOfThreadsAndBatchDoNotMatter) {
     AttendCase<TypeParam> c(o, i), other(o, i);
     run<TypeParam>(c.params());
     run<TypeParam>(other.params(), i % 2 ? simt::Order::mixed : simt::Order::backward);
-    ASSERT_EQ(0, std::memcmp(c.out.data.data(), other.out.data.data(), c.out.data.size() * sizeof(c.out.data[0])));
-    ASSERT_EQ(0, std::memcmp(c.lse.data(), other.lse.data(), c.lse.size() * sizeof(c.lse[0])));
+    ASSERT_TRUE(same_bits(c, other));
   }
   AttendOptions o;
   o.schedule.batch = 3;

@@ -104,12 +104,6 @@ template <class T, int kDim> struct KeyGradients {
     else shared.row[r] = {{kUnbounded, -kUnbounded, -kUnbounded}, 0, 0};  // sees nothing
   }
 
-  ATTN_DEVICE static bool scan(SharedRows<T, kDim, kRows>& x, int32_t (&found)[kWarps]) {
-    const bool any = seam::any(!x.template mine_finite<kThreads>());
-    if (seam::lane() == 0) found[seam::warp()] = any;
-    return true;
-  }
-
   // The calling warp's keys against the rows of the tile.
   ATTN_DEVICE static void add(const AttendParams& p, const RowItem& item, const KeyTile& t, bool scanned,
                               Shared& shared, Sums& sums) {
@@ -165,8 +159,8 @@ template <class T, int kDim> struct KeyGradients {
         const bool scanned = p.segment_k.data || !RowsReach::of(p, item, 0, item.rows).sees_all(t, false);
         seam::copy_wait<0>();
         if (scanned) {
-          scan(shared.q, shared.found_q);
-          scan(shared.dout, shared.found_dout);
+          find_not_finite<kThreads>(shared.q, shared.found_q);
+          find_not_finite<kThreads>(shared.dout, shared.found_dout);
         }
         seam::sync_block();
         add(p, item, t, scanned, shared, sums);

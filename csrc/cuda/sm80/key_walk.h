@@ -20,6 +20,13 @@ template <int kWarps> ATTN_DEVICE bool block_any(bool x, int32_t (&found)[kWarps
   return any_found(found);
 }
 
+// Looks for what isn't finite among the rows that the calling thread has copied; any_found after the next barrier.
+template <int kThreads, class Rows, int kWarps>
+ATTN_DEVICE void find_not_finite(Rows& rows, int32_t (&found)[kWarps]) {
+  const bool here = seam::any(!rows.template mine_finite<kThreads>());
+  if (seam::lane() == 0) found[seam::warp()] = here;
+}
+
 // Calls f(tile, scanned) in every thread for each key tile of the item's schedule, with its keys in shared.k and
 // shared.v. Two barriers a tile: one before the copies (the tile before is done with), one after. While they fly, warp
 // 0 walks the schedule for the tile after. Where some row may not see some key, `values` (one of the two) is scanned
@@ -39,10 +46,7 @@ ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, S
     if (seam::warp() == 0) next = fill_key_tile(p, item, next, end, shared.tile[turn ^ 1]);
     const bool scan = p.segment_k.data || !reach.sees_all(t, false);
     seam::copy_wait<0>();
-    if (scan) {
-      const bool found = seam::any(!values.template mine_finite<kThreads>());
-      if (seam::lane() == 0) shared.found[seam::warp()] = found;
-    }
+    if (scan) find_not_finite<kThreads>(values, shared.found);
     seam::sync_block();
     f(t, scan);
   }
