@@ -3,13 +3,20 @@
 // (tests/simt). Warp functions are for all 32 lanes.
 //
 //   int thread(), lane(), warp(), block_x(), block_y(), block_z()
+//
 //   sync_block(), sync_warp(), sync_named(id, threads)     id 1..15, threads a multiple of 32
-//   T shuffle(T, source_lane), T shuffle_xor(T, mask), uint32_t ballot(bool), bool any(bool), int32_t
-//   reduce_add(int32_t) uint32_t popcount(uint32_t) mma<T>(float (&c)[4], const uint32_t (&a)[4], const uint32_t
-//   (&b)[2])    m16n8k16, T = Bf16 or F16, c += a b ldmatrix4(uint32_t (&r)[4], const void* row),
-//   ldmatrix4_transposed(...)  row: 16 bytes of shared memory copy16_async(void* shared, const void* global, int bytes)
-//   0 to 16 bytes, the rest zeros copy_commit(), copy_wait<groups left>() float to_float(T), T from_float<T>(float),
-//   uint32_t pack<T>(float low, float high), float exp2_fast(float)
+//
+//   T shuffle(T, source_lane), T shuffle_xor(T, mask), uint32_t ballot(bool), bool any(bool),
+//   int32_t reduce_add(int32_t), uint32_t popcount(uint32_t)
+//
+//   mma<T>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])    m16n8k16, T = Bf16 or F16, c += a b
+//   mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2])        m16n8k8 of what tf32(float) returned
+//
+//   ldmatrix4(uint32_t (&r)[4], const void* row), ldmatrix4_transposed(...)  row: 16 bytes of shared memory
+//   copy16_async(void* shared, const void* global, int bytes)                0 to 16 bytes, the rest zeros
+//   copy_commit(), copy_wait<groups left>()
+//
+//   float to_float(T), T from_float<T>(float), uint32_t pack<T>(float low, float high), float exp2_fast(float)
 #pragma once
 
 #include <cstdint>

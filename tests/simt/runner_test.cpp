@@ -217,6 +217,29 @@ TEST(Simt, CopiesMatricesAndProducts) {
 #endif
 }
 
+// Operands of tf32 products are rounded before: the hardware would cut them off.
+template <bool kRounded> struct Tf32Product {
+  static constexpr int kThreads = 32;
+  using Params = float*;
+  struct Shared {};
+  static void run(const Params& out, Shared&) {
+    const float x = kRounded ? tf32(1 + 0x1p-11f) : 1 + 0x1p-11f, a[4] = {x, x, x, x}, b[2] = {2, 2};
+    float c[4] = {};
+    mma_tf32(c, a, b);
+    for (int i = 0; i < 4; ++i) out[4 * thread() + i] = c[i];
+  }
+};
+
+TEST(Simt, Tf32) {
+  std::vector<float> out(128, NAN);
+  simt::launch<Tf32Product<true>>({}, out.data());
+  for (float x : out) EXPECT_EQ(x, 16 * (1 + 0x1p-10f));
+  EXPECT_REPORT(simt::launch<Tf32Product<false>>({}, out.data()), "not rounded by tf32()");
+  EXPECT_EQ(tf32(1 + 0x1p-12f), 1);
+  EXPECT_EQ(tf32(-INFINITY), -INFINITY);
+  EXPECT_TRUE(std::isnan(tf32(NAN)));
+}
+
 // Rounding of the host's conversions: to nearest, ties to even.
 TEST(Simt, Conversions) {
   for (float x : {0.f, -1.5f, 65504.f, 0x1p-24f, INFINITY, -INFINITY}) {

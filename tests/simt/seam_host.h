@@ -166,6 +166,44 @@ void mma(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], const Wh
       where);
 }
 
+// The nearest number of 11 significant bits, halves away from zero; NaN and infinity stay.
+inline float tf32(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  if ((u & 0x7f800000u) != 0x7f800000u) u = (u + 0x1000u) & ~0x1fffu;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+
+// m16n8k8: lane (g, t) = (lane / 4, lane % 4) holds a[r] = A[g + 8 (r % 2)][t + 4 (r / 2)], b[r] = B[t + 4 r][g], c as
+// above. Operands that tf32() didn't return are an error: the hardware would cut them off.
+struct MmaTf32 {
+  float* c;
+  const float *a, *b;
+};
+inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2], const Where& where = Where::current()) {
+  for (float x : {a[0], a[1], a[2], a[3], b[0], b[1]}) {
+    if (x == x && tf32(x) != x) simt::fail("mma_tf32: an operand was not rounded by tf32()");
+  }
+  MmaTf32 mine{c, a, b};
+  collective(
+      "mma_tf32", mine,
+      [](MmaTf32** l) {
+        float x[16][8], y[8][8], sum[16][8] = {};  // A, B
+        for (int i = 0; i < kWarp; ++i) {
+          const int g = i / 4, t = i % 4;
+          for (int r = 0; r < 4; ++r) x[g + 8 * (r % 2)][t + 4 * (r / 2)] = l[i]->a[r];
+          for (int r = 0; r < 2; ++r) y[t + 4 * r][g] = l[i]->b[r];
+        }
+        for (int m = 0; m < 16; ++m)
+          for (int k = 0; k < 8; ++k)
+            for (int n = 0; n < 8; ++n) sum[m][n] += x[m][k] * y[k][n];
+        for (int i = 0; i < kWarp; ++i)
+          for (int r = 0; r < 4; ++r) l[i]->c[r] += sum[i / 4 + 8 * (r / 2)][2 * (i % 4) + r % 2];
+      },
+      where);
+}
+
 // Lane 8 i + j names row j of 8x8 matrix i; lane (g, t) gets elements 2 t and 2 t + 1 of row g (of column g if
 // transposed) of each.
 struct LdMatrix {

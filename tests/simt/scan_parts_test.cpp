@@ -1,0 +1,162 @@
+// What the scan kernels are made of: products of tiles, cuts of sequences into chunks, states added up over chunks.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "cuda/element.h"
+#include "cuda/sm80/tile_product.h"
+#include "cuda/smxx/chunk_scan.h"
+
+namespace attn {
+namespace {
+
+using namespace cuda;
+
+template <class T, TileRows kA, TileRows kB> struct ProductOfTiles {
+  static constexpr int kThreads = kTileThreads;
+  struct Params {
+    const float *a, *b;  // two of [64][64] each, as they lie in a tile
+    float* out;
+  };
+  struct Shared { Tile a, b; };
+  static Grid grid(const Params&) { return {}; }
+  ATTN_DEVICE static void run(const Params& p, Shared& s) {
+    TileProduct<T> x;
+    x.clear();
+    for (int part = 0; part < 2; ++part) {
+      if (part) seam::sync_block();
+      for (int i = seam::thread(); i < kTile * kTile; i += kThreads) {
+        *s.a.template at<kA>(i / kTile, i % kTile) = x.operand(p.a[part * kTile * kTile + i]);
+        *s.b.template at<kB>(i / kTile, i % kTile) = x.operand(p.b[part * kTile * kTile + i]);
+      }
+      seam::sync_block();
+      x.template multiply<kA, kB>(s.a, s.b);
+    }
+    x.template for_each<kA>([&](int i, int j, float c) { p.out[i * kTile + j] = c; });
+  }
+};
+
+template <class T, TileRows kA, TileRows kB> void check_product() {
+  std::mt19937 random(3);
+  std::normal_distribution<float> normal;
+  constexpr int n = kTile * kTile;
+  std::vector<float> a(2 * n), b(2 * n), out(n, NAN);
+  for (float& x : a) x = normal(random);
+  for (float& x : b) x = normal(random);
+  simt::launch<ProductOfTiles<T, kA, kB>>({a.data(), b.data(), out.data()}, simt::Order::mixed);
+  for (int i = 0; i < kTile; ++i) {
+    for (int j = 0; j < kTile; ++j) {
+      double want = 0, size = 0;
+      for (int k = 0; k < 2 * kTile; ++k) {
+        const int part = k / kTile * n, l = k % kTile;
+        const double x = a[part + (kA == TileRows::product ? i * kTile + l : l * kTile + i)];
+        const double y = b[part + (kB == TileRows::product ? j * kTile + l : l * kTile + j)];
+        want += x * y;
+        size += std::abs(x * y);
+      }
+      ASSERT_NEAR(out[i * kTile + j], want, (sizeof(T) == 2 ? 5e-4 : 1e-6) * size) << i << " " << j;
+    }
+  }
+}
+
+TEST(SimtScanParts, ProductsOfTiles) {
+  constexpr TileRows kProduct = TileRows::product, kSummed = TileRows::summed;
+  check_product<float, kProduct, kProduct>();
+  check_product<float, kProduct, kSummed>();
+  check_product<float, kSummed, kProduct>();
+  check_product<float, kSummed, kSummed>();
+  check_product<seam::Bf16, kProduct, kProduct>();
+  check_product<seam::Bf16, kProduct, kSummed>();
+  check_product<seam::Bf16, kSummed, kProduct>();
+  check_product<seam::Bf16, kSummed, kSummed>();
+}
+
+// Every chunk of every sequence has a slot of its own, and finds itself there.
+TEST(SimtScanParts, SlotsOfChunks) {
+  std::mt19937 random(5);
+  for (int call = 0; call < 300; ++call) {
+    std::vector<int32_t> cu{0};
+    const int sequences = 1 + static_cast<int>(random() % 6);
+    for (int s = 0; s < sequences; ++s) cu.push_back(cu.back() + (random() % 3 ? random() % 40 : 0));
+    const int64_t tokens = cu.back() + random() % 5, length = 1 + random() % 9;
+    for (const int32_t* bounds : {cu.data(), static_cast<int32_t*>(nullptr)}) {
+      const ScanChunks c{bounds, sequences, tokens, length};
+      std::vector<int> taken(c.slots());
+      for (int64_t s = 0; s < sequences; ++s) {
+        for (int64_t i = 0; i < c.chunks(s); ++i) {
+          const int64_t slot = c.first_slot(s) + i;
+          ASSERT_LT(slot, c.slots());
+          ASSERT_EQ(taken[slot]++, 0);
+          const ScanChunks::Place found = c.find(slot);
+          ASSERT_EQ(found.sequence, s);
+          ASSERT_EQ(found.chunk, i);
+        }
+      }
+      for (int64_t slot = 0; slot < c.slots(); ++slot) {
+        const ScanChunks::Place found = c.find(slot);
+        ASSERT_EQ(taken[slot], found.chunk >= 0 && found.chunk < c.chunks(found.sequence));
+      }
+    }
+  }
+}
+
+TEST(SimtScanParts, BoundsThatNobodyChecked) {
+  std::mt19937 random(6);
+  for (int call = 0; call < 300; ++call) {
+    std::vector<int32_t> cu;
+    for (int i = 0; i < 5; ++i) cu.push_back(static_cast<int32_t>(random()) >> (random() % 31));
+    const ScanChunks c{cu.data(), 4, static_cast<int64_t>(random() % 50), 1 + static_cast<int64_t>(random() % 9)};
+    for (int64_t s = 0; s < 4; ++s) {
+      const ScanChunks::Range r = c.sequence(s);
+      EXPECT_TRUE(0 <= r.begin && r.begin <= r.end && r.end <= c.tokens);
+      EXPECT_TRUE(c.first_slot(s) >= 0 && c.first_slot(s) + c.chunks(s) <= c.slots());
+    }
+    for (int64_t slot = 0; slot < c.slots(); ++slot) {
+      const ScanChunks::Place found = c.find(slot);
+      EXPECT_TRUE(found.sequence >= 0 && found.sequence < 4);
+    }
+  }
+}
+
+TEST(SimtScanParts, StatesOfChunks) {
+  const std::vector<int32_t> cu{0, 70, 70, 73, 200};
+  constexpr int64_t heads = 2, size = 150, sequences = 4;
+  const ScanChunks chunks{cu.data(), sequences, 210, 7};
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal;
+  std::vector<float> added(chunks.slots() * heads * size), start(sequences * heads * size);
+  for (float& x : added) x = normal(random);
+  for (float& x : start) x = normal(random);
+  for (int variant = 0; variant < 8; ++variant) {
+    const bool exclusive = variant & 1, reverse = variant & 2, from_start = variant & 4;
+    std::vector<float> slots = added, total(sequences * heads * 2 * size, NAN);
+    simt::launch<ChunkScan>({chunks, heads, size, slots.data(), from_start ? start.data() : nullptr, total.data(),
+                             2 * size, exclusive, reverse},
+                            simt::Order::backward);
+    std::vector<char> mine(chunks.slots());
+    for (int64_t s = 0; s < sequences; ++s) {
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t i = 0; i < size; ++i) {
+          const int64_t g = s * heads + h, n = chunks.chunks(s);
+          double sum = from_start ? start[g * size + i] : 0;
+          for (int64_t c = 0; c < n; ++c) {
+            const int64_t slot = chunks.first_slot(s) + (reverse ? n - 1 - c : c), at = (slot * heads + h) * size + i;
+            mine[slot] = 1;
+            ASSERT_NEAR(slots[at], exclusive ? sum : added[at], 1e-5);
+            sum += added[at];
+          }
+          ASSERT_NEAR(total[g * 2 * size + i], sum, 1e-5);
+          ASSERT_TRUE(std::isnan(total[g * 2 * size + size + i]));
+        }
+      }
+    }
+    for (int64_t slot = 0; slot < chunks.slots(); ++slot) {
+      if (!mine[slot]) { ASSERT_EQ(slots[slot * heads * size], added[slot * heads * size]); }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace attn
