@@ -244,6 +244,14 @@ def merge(clock: Clock, row: Row) -> None:
     finish(row, clock.medians(calls))
 
 
+def axis_gate(clock: Clock, row: Row) -> None:
+    x = torch.randn(16, 1024, 4096, device="cuda", dtype=BF16)
+    channel, time = (torch.rand(16, n, device="cuda", dtype=BF16) for n in (1024, 4096))
+    twin = torch.empty_like(x)  # a copy moves as many bytes
+    calls = {"attn": lambda: attn.axis_gate(x, channel, time), "copy of x": lambda: twin.copy_(x)}
+    finish(row, clock.medians(calls))
+
+
 def finish(row: Row, medians: dict[str, float]) -> None:
     row.ours_ms = medians.pop("attn", None)
     row.peers_ms = medians
@@ -272,6 +280,7 @@ CASES = (
     Case("HiP T=131072, dense", ("hip_select", "hip_attend"), long_against_dense(attn.hip_attention), 15.0),
     Case("decode B=16 S=16384 Hkv=8, copy", ("decode_forward",), decode, 0.8),
     Case("merge_states 4 parts, copy", ("merge_states",), merge),
+    Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),
     *(
         Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)
         for d in (0.05, 0.1, 0.25, 0.5)

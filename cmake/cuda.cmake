@@ -28,7 +28,7 @@ endforeach()
 # A row of the table of instantiations: one source of a few lines per type and head dimension, so that they build side by
 # side and ccache sees each for itself. The header defines `template <DType kType[, int kDim]> void function(...)`, which
 # csrc/cuda/launchers.h declares. tests/static compiles all rows as one source, whether they are built here or not.
-set(ATTN_CUDA_SOURCES csrc/cuda/launch.cu)
+set(ATTN_CUDA_SOURCES csrc/cuda/launch.cu csrc/cuda/launch_pool.cu)
 set(ATTN_CUDA_ROWS "")
 function(attn_cuda_instances header function)
   cmake_parse_arguments(arg "" "" "TYPES;DIMS" ${ARGN})
@@ -64,6 +64,8 @@ attn_cuda_instances(cuda/smxx/attend_delta_launch.h launch_attend_delta TYPES bf
 attn_cuda_instances(cuda/smxx/attend_delta_launch.h launch_sink_gradients TYPES f32)
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states_backward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/smxx/axis_gate_launch.h launch_axis_gate_forward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/smxx/axis_gate_launch.h launch_axis_gate_backward TYPES f32 bf16 f16)
 # No op calls these yet: compiled by tests/static only.
 string(APPEND ATTN_CUDA_ROWS "#include \"cuda/smxx/layout_launch.h\"\n")
 file(CONFIGURE OUTPUT generated/cuda_kernels.cu CONTENT "${ATTN_CUDA_ROWS}")

@@ -1,24 +1,14 @@
 // Which instantiation serves a call, and what is said where none does.
-#include "cuda/launch.h"
-
 #include <algorithm>
-#include <sstream>
-#include <stdexcept>
 #include <string>
 
+#include "cuda/choose.h"
 #include "cuda/hip_nodes.h"
 #include "cuda/launchers.h"
 #include "cuda/refuse.h"
 
 namespace attn::cuda {
 namespace {
-
-template <class... Parts> [[noreturn]] void refuse(const char* what, const Parts&... parts) {
-  std::ostringstream text;
-  text << what << " on CUDA: ";
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
-}
 
 const char* name_of(DType type) {
   switch (type) {
@@ -28,11 +18,6 @@ const char* name_of(DType type) {
     case DType::f16: return "float16";
   }
   return "another dtype";
-}
-
-[[noreturn]] void refuse_dtype(const char* what, const char* supported, DType given) {
-  refuse(what, "supports ", supported, ", got ", name_of(given),
-         "; convert with .to(torch.bfloat16), or move the tensors to the CPU");
 }
 
 int attribute(const char* what, cudaDeviceAttr attribute) {
@@ -45,23 +30,6 @@ int attribute(const char* what, cudaDeviceAttr attribute) {
 std::string device_text(const char* what) {
   return "sm_" + std::to_string(attribute(what, cudaDevAttrComputeCapabilityMajor)) +
          std::to_string(attribute(what, cudaDevAttrComputeCapabilityMinor));
-}
-
-// A launcher takes the parameters of its op and a stream.
-template <class Params> using Launcher = void (*)(const Params&, Stream);
-
-// The instantiation with the fewest features of a row that hold the head dimensions: Family::of<kDim> for a kDim of
-// ATTN_CUDA_HEAD_DIMS, which every kernel with a kDim has.
-template <class Family> auto by_dim(const char* what, const char* whose, int64_t dim) {
-#define ATTN_CUDA_DIM(kDim) \
-  if (dim <= kDim) return Family::template of<kDim>;
-#include "attn_cuda_dims.inc"
-#undef ATTN_CUDA_DIM
-  int most = 0;
-#define ATTN_CUDA_DIM(kDim) most = kDim;
-#include "attn_cuda_dims.inc"
-#undef ATTN_CUDA_DIM
-  refuse(what, "head dimensions of ", whose, " must be at most ", most, ", got ", dim, "; move the tensors to the CPU");
 }
 
 // Few rows go another way than many.
@@ -121,25 +89,26 @@ Launcher<SelectParams> choose(const SelectParams& p) {
   }
 }
 
-Launcher<MergeStatesParams> choose(const MergeStatesParams& p) {
-  switch (p.dtype) {
-    case DType::f32: return launch_merge_states<DType::f32>;
-    case DType::bf16: return launch_merge_states<DType::bf16>;
-    case DType::f16: return launch_merge_states<DType::f16>;
-    default: refuse_dtype("merge_states", "float32, bfloat16 and float16", p.dtype);
-  }
-}
+struct MergeStatesOf {
+  template <DType kType> static constexpr Launcher<MergeStatesParams> of = launch_merge_states<kType>;
+};
+struct MergeStatesBackwardOf {
+  template <DType kType> static constexpr Launcher<MergeStatesBackwardParams> of = launch_merge_states_backward<kType>;
+};
 
+Launcher<MergeStatesParams> choose(const MergeStatesParams& p) {
+  return by_type<MergeStatesOf>("merge_states", p.dtype);
+}
 Launcher<MergeStatesBackwardParams> choose(const MergeStatesBackwardParams& p) {
-  switch (p.dtype) {
-    case DType::f32: return launch_merge_states_backward<DType::f32>;
-    case DType::bf16: return launch_merge_states_backward<DType::bf16>;
-    case DType::f16: return launch_merge_states_backward<DType::f16>;
-    default: refuse_dtype("merge_states backward", "float32, bfloat16 and float16", p.dtype);
-  }
+  return by_type<MergeStatesBackwardOf>("merge_states backward", p.dtype);
 }
 
 }  // namespace
+
+void refuse_dtype(const char* what, const char* supported, DType given) {
+  refuse(what, "supports ", supported, ", got ", name_of(given),
+         "; convert with .to(torch.bfloat16), or move the tensors to the CPU");
+}
 
 void check_launch(const char* what, const Grid& grid, size_t shared) {
   if (!grid.fits()) {

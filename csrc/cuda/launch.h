@@ -5,6 +5,7 @@
 
 #include "attn/merge.h"
 #include "attn/params.h"
+#include "attn/pool.h"
 #include "cuda/decode_split.h"
 
 // As cuda_runtime.h has it.
@@ -27,11 +28,17 @@ void hip_select(const SelectParams& params, Stream stream);
 void merge_states(const MergeStatesParams& params, Stream stream);
 void merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
 
+// f32, f16 and bf16. scratch: axis_gate_scratch(params) floats on the device.
+void axis_gate_forward(const AxisGateParams& params, Stream stream);
+void axis_gate_backward(const AxisGateBackwardParams& params, float* scratch, Stream stream);
+
 // Throws what the call would for its dtype and head dimensions, whatever the machine; reads no pointer.
 void check_attend_forward(const AttendParams& params);
 void check_hip_select(const SelectParams& params);
 void check_attend_backward(const AttendBackwardParams& params);
 void check_merge_states(const MergeStatesParams& params);
 void check_merge_states_backward(const MergeStatesBackwardParams& params);
+void check_axis_gate_forward(const AxisGateParams& params);
+void check_axis_gate_backward(const AxisGateBackwardParams& params);
 
 }  // namespace attn::cuda

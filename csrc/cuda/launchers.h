@@ -2,6 +2,7 @@
 // from its table.
 #pragma once
 
+#include "cuda/axis_gate_parts.h"
 #include "cuda/backward_params.h"
 #include "cuda/launch.h"
 
@@ -17,5 +18,8 @@ template <DType kType> void launch_attend_delta(const BackwardParams& params, St
 template <DType kType> void launch_sink_gradients(const BackwardParams& params, Stream stream);
 template <DType kType> void launch_merge_states(const MergeStatesParams& params, Stream stream);
 template <DType kType> void launch_merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
+
+template <DType kType> void launch_axis_gate_forward(const AxisGateParams& params, Stream stream);
+template <DType kType> void launch_axis_gate_backward(const AxisGateSumsParams& params, Stream stream);
 
 }  // namespace attn::cuda

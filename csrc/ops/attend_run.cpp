@@ -45,9 +45,8 @@ std::tuple<Tensor, Tensor> run_forward(const Check& check, AttendParams& p, cons
   }
   p.out = check.view4(out);
   p.lse = lse.data_ptr();
-  std::optional<Tensor> scratch;
-  if (const int64_t n = attend_scratch_on(check, p)) scratch = new_tensor(q, {n}, ScalarType::Float);
-  attend_forward_on(check, p, scratch ? static_cast<float*>(scratch->data_ptr()) : nullptr);
+  const Scratch scratch(q, attend_scratch_on(check, p));
+  attend_forward_on(check, p, scratch.floats());
   return {out, lse};
 }
 
@@ -94,8 +93,7 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   Tensor dk = key_pass && !wants(kK) ? new_in_order_of(t.k, p.dim) : grads[kK];
   Tensor dv = key_pass && !wants(kV) ? new_in_order_of(t.v, p.dim_v) : grads[kV];
 
-  std::optional<Tensor> scratch;
-  if (check.on_cuda()) scratch = new_tensor(t.q, {p.batch, p.heads, p.tq}, ScalarType::Float);
+  const Scratch scratch(t.q, check.on_cuda() ? p.batch * p.heads * p.tq : 0);
   b.forward.out = check.view4(t.out);
   b.forward.lse = t.lse.data_ptr();
   b.dout = check.view4(t.dout);
@@ -109,7 +107,7 @@ Gradients run_backward(const Check& check, AttendParams& p, const BackwardTensor
   b.dkey_log_weight = floats_of(kKeyLogWeight);
   b.dsink_logits = floats_of(kSinkLogits);
   b.dhead_gate = floats_of(kHeadGate);
-  attend_backward_on(check, b, scratch ? static_cast<float*>(scratch->data_ptr()) : nullptr);
+  attend_backward_on(check, b, scratch.floats());
   return grads;
 }
 

@@ -1,5 +1,6 @@
 #include "ops/backend.h"
 
+#include "cuda/axis_gate_parts.h"
 #include "cuda/decode_split.h"
 
 #if ATTN_HAS_CUDA
@@ -83,25 +84,30 @@ template <class F> void named(const Check& check, F&& call) {
     else cpu::function(params);                                  \
   }
 
-ATTN_BACKEND_CHECK(attend_forward, AttendParams)
-int64_t attend_scratch_on(const Check& check, const AttendParams& params) {
-  return check.on_cuda() ? cuda::attend_scratch(params) : 0;
-}
-void attend_forward_on(const Check& check, const AttendParams& params, float* scratch) {
-  static_cast<void>(scratch);
-  if (check.on_cuda()) ATTN_CUDA_CALL(attend_forward, params, scratch);
-  else cpu::attend_forward(params);
-}
+// The same for one whose CUDA kernels want scratch memory.
+#define ATTN_BACKEND_SCRATCH(function, Params)                                   \
+  ATTN_BACKEND_CHECK(function, Params)                                           \
+  void function##_on(const Check& check, const Params& params, float* scratch) { \
+    static_cast<void>(scratch);                                                  \
+    if (check.on_cuda()) ATTN_CUDA_CALL(function, params, scratch);              \
+    else cpu::function(params);                                                  \
+  }
+// How much: a function of the parameters alone.
+#define ATTN_SCRATCH(function, Params)                              \
+  int64_t function##_on(const Check& check, const Params& params) { \
+    return check.on_cuda() ? cuda::function(params) : 0;            \
+  }
 
-ATTN_BACKEND_CHECK(attend_backward, AttendBackwardParams)
-void attend_backward_on(const Check& check, const AttendBackwardParams& params, float* scratch) {
-  static_cast<void>(scratch);
-  if (check.on_cuda()) ATTN_CUDA_CALL(attend_backward, params, scratch);
-  else cpu::attend_backward(params);
-}
+ATTN_SCRATCH(attend_scratch, AttendParams)
+ATTN_BACKEND_SCRATCH(attend_forward, AttendParams)
+ATTN_BACKEND_SCRATCH(attend_backward, AttendBackwardParams)
 
 ATTN_BACKEND(hip_select, SelectParams)
 ATTN_BACKEND(merge_states, MergeStatesParams)
 ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)
+
+ATTN_BACKEND(axis_gate_forward, AxisGateParams)
+ATTN_SCRATCH(axis_gate_scratch, AxisGateBackwardParams)
+ATTN_BACKEND_SCRATCH(axis_gate_backward, AxisGateBackwardParams)
 
 }  // namespace attn::ops

@@ -4,6 +4,7 @@
 
 #include "attn/cpu.h"
 #include "attn/merge.h"
+#include "attn/pool.h"
 #include "ops/check.h"
 
 namespace attn::ops {
@@ -25,5 +26,12 @@ void merge_states_on(const Check& check, const MergeStatesParams& params);
 
 void check_merge_states_backward_on(const Check& check, const MergeStatesBackwardParams& params);
 void merge_states_backward_on(const Check& check, const MergeStatesBackwardParams& params);
+
+// scratch: axis_gate_scratch_on floats.
+void check_axis_gate_forward_on(const Check& check, const AxisGateParams& params);
+void axis_gate_forward_on(const Check& check, const AxisGateParams& params);
+void check_axis_gate_backward_on(const Check& check, const AxisGateBackwardParams& params);
+int64_t axis_gate_scratch_on(const Check& check, const AxisGateBackwardParams& params);
+void axis_gate_backward_on(const Check& check, const AxisGateBackwardParams& params, float* scratch);
 
 }  // namespace attn::ops

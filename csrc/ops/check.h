@@ -181,6 +181,18 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, 
   return torch::stable::empty({sizes.data(), sizes.size()}, type, std::nullopt, like.device());
 }
 
+// Memory for a kernel's intermediate results, on the device of `like`; none for 0 floats.
+class Scratch {
+ public:
+  Scratch(const Tensor& like, int64_t floats) {
+    if (floats > 0) tensor_ = new_tensor(like, {floats}, ScalarType::Float);
+  }
+  float* floats() const { return tensor_ ? static_cast<float*>(tensor_->data_ptr()) : nullptr; }
+
+ private:
+  std::optional<Tensor> tensor_;
+};
+
 // What an op returns for a gradient that was not asked for.
 inline Tensor no_tensor(const Tensor& like, ScalarType type) { return new_tensor(like, {0}, type); }
 

@@ -119,6 +119,7 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "hip_select": (_cuda_head_dim,),
     "s2_attention": (_cuda_head_dim,),
     "merge_states": (),
+    "axis_gate": (),
 }
 _TENSOR_CORES = (torch.bfloat16, torch.float16)
 _TENSOR_CORE_OPS = (

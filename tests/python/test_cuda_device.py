@@ -86,6 +86,21 @@ def test_hip(causal):
     assert (there.index == kept.index).float().mean() > 0.98
 
 
+def same_as_on_cpu(function, inputs, **options):
+    """Result and gradients are those of the CPU, up to the last bits."""
+    found = []
+    for device in ("cpu", "cuda"):
+        leaves = [x.detach().to(device).requires_grad_() for x in inputs]
+        moved = {n: o.to(device) if isinstance(o, torch.Tensor) else o for n, o in options.items()}
+        out = function(*leaves, **moved)
+        dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+        found.append([out, *torch.autograd.grad(out, leaves, dout)])
+    tolerance = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}[inputs[0].dtype]
+    for e, a in zip(*found, strict=True):
+        size = e.abs().amax().item() if e.numel() else 0.0
+        torch.testing.assert_close(a.cpu(), e, rtol=tolerance, atol=tolerance * size)
+
+
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize("new_tokens", [1, 3])
 def test_decode(paged, new_tokens):
@@ -129,6 +144,14 @@ def test_merge_states(dtype, dim):
     wanted = torch.autograd.grad(finite, exact_in, [x.double() for x in starts])
     for a, e in zip(grads, wanted, strict=True):
         torch.testing.assert_close(a.double(), e.nan_to_num(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("shape", [(2, 5, 33), (3, 200, 1000), (1, 40, 512), (2, 0, 3), (2, 3, 0)])
+def test_axis_gate(shape, dtype):
+    batch, channels, time = shape
+    on_cpu = [torch.randn(*s).to(dtype) for s in (shape, (batch, channels), (batch, time))]
+    same_as_on_cpu(attn.axis_gate, on_cpu)
 
 
 def test_same_bits_every_time_and_alone():

@@ -18,6 +18,8 @@ from test_ops_robust import all_ops, mutated
 CUDA_OPS = {
     "attend_backward",
     "attend_forward",
+    "axis_gate_backward",
+    "axis_gate_forward",
     "block_sparse_backward",
     "block_sparse_forward",
     "decode_forward",

@@ -51,6 +51,9 @@ LIMITS = {
     "MergeStates": Limit(3, 64),
     "MergeStatesBackward": Limit(3, 64),
     "TilesTranspose": Limit(1, 64),
+    "AxisGateForward": Limit(3, 64),
+    "AxisGateBackward": Limit(3, 80),
+    "AxisGateSums": Limit(3, 64),
 }
 # Tensor core products (warp, warpgroup), ldmatrix, cp.async, TMA loads, local memory.
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "LDL", "STL")
