@@ -12,7 +12,7 @@ namespace attn::cuda {
 // Threads and bytes of shared memory of a block stand in the name for tests/static to read.
 template <class K, int kThreads = K::kThreads, size_t kShared = sizeof(typename K::Shared)>
 __global__ void __launch_bounds__(kThreads, 1) kernel(const __grid_constant__ typename K::Params p) {
-  extern __shared__ __align__(128) unsigned char shared[];
+  extern __shared__ __align__(1024) unsigned char shared[];  // the period of TMA's swizzle
   K::run(p, *reinterpret_cast<typename K::Shared*>(shared));
 }
 

@@ -213,7 +213,7 @@ TEST(Simt, CopiesMatricesAndProducts) {
   run_product<Bf16>(64);
   run_product<F16>(51);
 #if defined(ATTN_SIMT_RACES)
-  EXPECT_REPORT((run_product<Bf16, false>(64)), "before its cp.async was waited for");
+  EXPECT_REPORT((run_product<Bf16, false>(64)), "before its copy was waited for");
 #endif
 }
 

@@ -212,7 +212,7 @@ struct LdMatrix {
 };
 template <bool kTransposed> void ldmatrix_any(const char* name, uint32_t (&r)[4], const void* row, const Where& where) {
   if (reinterpret_cast<uintptr_t>(row) % 16) simt::fail("ldmatrix: row isn't a multiple of 16 bytes");
-  simt::touch(row, 16, false);
+  simt::touch(row, 16, simt::Touch::read);
   LdMatrix mine{r, row};
   collective(
       name, mine,
