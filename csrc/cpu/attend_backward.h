@@ -3,6 +3,7 @@
 // Scores and dP are computed once: five products. Keys lie in lanes; query rows run along the strip.
 #pragma once
 
+#include "cpu/backward_plan.h"
 #include "cpu/dq_sums.h"
 #include "cpu/mask_panel.h"
 
@@ -330,7 +331,7 @@ template <class In> struct BackwardItem {
     }
   }
 
-  void run(const Sequence& seq, int64_t which, int64_t head_kv, int64_t part) {
+  void run(const BackwardPlan& plan, int64_t index, const Sequence& seq, int64_t which, int64_t head_kv, int64_t part) {
     k_begin = static_cast<int32_t>(part * range);
     k_end = k_begin + min_i32(range, seq.keys - k_begin);
     packed_n = 0;
@@ -340,16 +341,13 @@ template <class In> struct BackwardItem {
     std::memset(dw, 0, (range + W) * sizeof(A));
     for (int i = 0; i < W; ++i) ones[i] = 1;
     const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, kMaxRows);
-    const int64_t tiles = row_tile_count(tiling, seq.queries), group = p.heads / p.heads_kv;
+    const int64_t group = p.heads / p.heads_kv;
     for (int64_t head = head_kv * group; head < (head_kv + 1) * group; ++head) {
-      for (int64_t t = 0; t < tiles; ++t) {
-        if (!open_rows(p, tiling, seq, head, 1, t, *rows)) continue;
-        int64_t first, last;
-        ranges_of_rows(p, rows->group, range, first, last);
-        if (part < first || part > last) continue;
-        DqTurn turn(dq, want_queries ? dq.tile(which, head, t) : nullptr, part - first);
+      plan.for_each(index, head, [&](TileVisit visit) {
+        open_rows(p, tiling, seq, head, 1, visit.tile, *rows);
+        DqTurn turn(dq, want_queries ? dq.tile(which, head, visit.tile) : nullptr, visit.turn);
         row_tile(seq, turn);
-      }
+      });
     }
     if (!want_keys) return;
     auto at = [&](const View4& x, int32_t i) {
@@ -377,6 +375,7 @@ template <class In> inline void attend_backward_as(const AttendBackwardParams& b
   const int32_t range = key_range(p);
   auto ranges = [&](const Sequence& s) { return (static_cast<int64_t>(s.keys) + range - 1) / range; };
   const ItemIndex items(p, [&](const Sequence& s) { return ranges(s) * p.heads_kv; });
+  const BackwardPlan plan(p, items, range, kMaxRows);
   Carve size{nullptr};
   BackwardItem<In> probe(b, state, dq, size);
   parallel_items(items.count, [&](int64_t index, int) {
@@ -386,7 +385,7 @@ template <class In> inline void attend_backward_as(const AttendBackwardParams& b
       int64_t which, part;
       items.locate(index, which, part);
       // Ranges ascend (a turn waits for lower ones only), heads alternate: neighbours in the queue seldom meet.
-      item.run(sequence(p, which), which, part % p.heads_kv, part / p.heads_kv);
+      item.run(plan, index, sequence(p, which), which, part % p.heads_kv, part / p.heads_kv);
     });
   });
   dq.finish();

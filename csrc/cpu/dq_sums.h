@@ -11,16 +11,6 @@
 
 ATTN_NAMESPACE_BEGIN
 
-// Key ranges [first, last] that the rows of a group can reach by position alone.
-inline void ranges_of_rows(const AttendParams& p, const RowGroup& g, int32_t range, int64_t& first, int64_t& last) {
-  const Reach r = key_reach(p, g);
-  const bool anywhere = p.schedule == ScheduleKind::gathered;
-  const int32_t cap_end = g.reach.cap >= g.keys ? g.keys : max_i32(g.reach.cap + 1, 0);
-  const int32_t end = anywhere ? cap_end : max_i32(r.end, r.sink_end);
-  first = anywhere || r.sink_end > 0 ? 0 : r.begin / range;
-  last = end > 0 ? (end - 1) / range : -1;
-}
-
 template <class In> struct DqSums {
   using A = Acc<Operand<In>>;
   const AttendBackwardParams& b;

@@ -48,6 +48,9 @@ struct ItemIndex {
   ItemIndex(const ItemIndex&) = delete;
   ItemIndex& operator=(const ItemIndex&) = delete;
 
+  // First item of a sequence.
+  int64_t start(int64_t sequence) const { return first ? first[sequence] : sequence * uniform; }
+
   void locate(int64_t item, int64_t& sequence, int64_t& part) const {
     if (!first) {
       sequence = item / uniform;
