@@ -46,4 +46,10 @@ ATTN_HD auto visible(Key key, Row lo, Row hi, Row cap, Mask exempt) {
   return ((key >= lo) & (key <= hi)) | (exempt & (key <= cap));
 }
 
+// The same for 32 keys from `first` on that aren't exempt, a bit each.
+ATTN_HD uint32_t visible_word(int32_t first, int32_t lo, int32_t hi) {
+  const int32_t from = lo > first ? lo : first, to = hi < first + 31 ? hi : first + 31;
+  return to < from ? 0 : (~0u << (from - first)) & (~0u >> (first + 31 - to));
+}
+
 ATTN_NAMESPACE_END

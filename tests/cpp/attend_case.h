@@ -27,6 +27,7 @@ struct AttendOptions {
   bool token_major = false;  // [B, T, H, D] in memory
   int64_t page = 0;          // > 0: k and v are paged (forward only)
   int nan_keys = 0;          // keys that hold NaN and infinity; rows that see one are not compared
+  int64_t gap = 2;           // elements between the rows of a tensor
 
   friend std::ostream& operator<<(std::ostream& out, const AttendOptions& o) {
     out << o.schedule << " D" << o.dim << "/" << o.dim_v << " scale " << o.scale << " softcap " << o.softcap;
@@ -47,12 +48,12 @@ struct AttendOptions {
 template <class E> struct TestTensor {
   int64_t batch, heads, tokens, dim;
   bool token_major;
-  static constexpr int64_t gap = 2;
+  int64_t gap = 2;
   std::vector<typename E::type> data;
 
   TestTensor() = default;
-  TestTensor(int64_t b, int64_t h, int64_t t, int64_t d, bool by_token)
-      : batch(b), heads(h), tokens(t), dim(d), token_major(by_token) {
+  TestTensor(int64_t b, int64_t h, int64_t t, int64_t d, bool by_token, int64_t between = 2)
+      : batch(b), heads(h), tokens(t), dim(d), token_major(by_token), gap(between) {
     data.assign(static_cast<size_t>(b * h * t * (d + gap)), E::put(std::nan("")));
   }
 
@@ -314,7 +315,7 @@ template <class E> class AttendCase {
   }
 
   TestTensor<E> tensor(int64_t heads, int64_t tokens, int64_t dim) const {
-    return TestTensor<E>(s.batch, heads, tokens, dim, o.token_major);
+    return TestTensor<E>(s.batch, heads, tokens, dim, o.token_major, o.gap);
   }
 
   void fill(std::vector<float>& x, int64_t n, double spread) {

@@ -13,8 +13,8 @@ namespace attn::cuda {
 constexpr int kBlockRows = 128;
 using AttendGrid = RowGrid<kBlockRows>;
 
-// kDim: 64, 128 or 256, at least the features of q, k and v.
-template <class T, int kDim> struct AttendForward {
+// kDim: 64, 128 or 256, at least the features of q, k and v. kBarrier: of its threads, where a block has more.
+template <class T, int kDim, int kBarrier = 0> struct AttendForward {
   static constexpr int kThreads = 256, kWarps = kThreads / 32;
   static_assert(kWarps * kWarpRows == kBlockRows);
   using Warp = WarpAttend<T, kDim, kTileKeys>;
@@ -63,7 +63,7 @@ template <class T, int kDim> struct AttendForward {
     RowsReach reach = RowsReach::of(p, item, idle ? 0 : first, min_i32(first + kWarpRows, item.rows));
     typename Warp::Row rows[2];
     Warp::load_rows(p, item, first, rows, reach);
-    for_each_key_tile<kThreads>(p, item, shared, shared.v, [&](const KeyTile& t, bool scanned) {
+    for_each_key_tile<kThreads, kBarrier>(p, item, shared, shared.v, [&](const KeyTile& t, bool scanned) {
       if (idle || reach.sees_none(t, segments)) return;
       typename Warp::Scores s;
       Warp::multiply_keys(shared.q, first, shared.k, 0, s);

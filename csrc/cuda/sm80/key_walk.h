@@ -5,6 +5,12 @@
 
 namespace attn::cuda {
 
+// A barrier of the block's first kThreads threads: all of them where kBarrier is 0, else by that number.
+template <int kThreads, int kBarrier> ATTN_DEVICE void sync_threads() {
+  if (kBarrier == 0) seam::sync_block();
+  else seam::sync_named(kBarrier, kThreads);
+}
+
 // What warps answered to a question put to the block: an entry for each.
 template <int kWarps> ATTN_DEVICE bool any_found(const int32_t (&found)[kWarps]) {
   int32_t any = 0;
@@ -13,10 +19,10 @@ template <int kWarps> ATTN_DEVICE bool any_found(const int32_t (&found)[kWarps])
 }
 
 // Does x hold in any thread of the block? To all of them; the next barrier sets `found` free.
-template <int kWarps> ATTN_DEVICE bool block_any(bool x, int32_t (&found)[kWarps]) {
+template <int kBarrier = 0, int kWarps> ATTN_DEVICE bool block_any(bool x, int32_t (&found)[kWarps]) {
   x = seam::any(x);
   if (seam::lane() == 0) found[seam::warp()] = x;
-  seam::sync_block();
+  sync_threads<32 * kWarps, kBarrier>();
   return any_found(found);
 }
 
@@ -31,7 +37,7 @@ ATTN_DEVICE void find_not_finite(Rows& rows, int32_t (&found)[kWarps]) {
 // shared.v. Two barriers a tile: one before the copies (the tile before is done with), one after. While they fly, warp
 // 0 walks the schedule for the tile after. Where some row may not see some key, `values` (one of the two) is scanned
 // for what isn't finite: any_found(shared.found).
-template <int kThreads, class Shared, class Rows, class F>
+template <int kThreads, int kBarrier = 0, class Shared, class Rows, class F>
 ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, Shared& shared, Rows& values, F&& f) {
   const RowsReach reach = RowsReach::of(p, item, 0, item.rows);
   const int32_t end = item.group.keys;
@@ -39,7 +45,7 @@ ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, S
   if (seam::warp() == 0) next = fill_key_tile(p, item, next, end, shared.tile[0]);
   for (int turn = 0;; turn ^= 1) {
     const KeyTile& t = shared.tile[turn];
-    seam::sync_block();
+    sync_threads<kThreads, kBarrier>();
     if (t.n == 0) return;
     load_keys<kThreads>(p, item, t, shared.k, shared.v);
     seam::copy_commit();
@@ -47,7 +53,7 @@ ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, S
     const bool scan = p.segment_k.data || !reach.sees_all(t, false);
     seam::copy_wait<0>();
     if (scan) find_not_finite<kThreads>(values, shared.found);
-    seam::sync_block();
+    sync_threads<kThreads, kBarrier>();
     f(t, scan);
   }
 }

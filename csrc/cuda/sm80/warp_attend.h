@@ -15,6 +15,28 @@ ATTN_DEVICE float soft_cap(float x, float cap) {
   return std::copysign(cap * ((1 - f) / (1 + f)), x);
 }
 
+// What 16 rows of a warp have accumulated, each in four threads.
+template <int kDim> struct AttendState {
+  static constexpr int kFeatureGroups = kDim / 8;
+  float out[kFeatureGroups][4];  // [][2 i + c]: row i, feature 8 group + 2 (lane % 4) + c
+  float top[2], sum[2];          // sum: over the thread's own columns
+
+  ATTN_DEVICE void clear() {
+    ATTN_UNROLL
+    for (int n = 0; n < kFeatureGroups; ++n) out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0;
+    top[0] = top[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+  }
+  // The sums of whole rows, in all four threads that share one.
+  ATTN_DEVICE void add_up() {
+    ATTN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      sum[i] += seam::shuffle_xor(sum[i], 1);
+      sum[i] += seam::shuffle_xor(sum[i], 2);
+    }
+  }
+};
+
 // kDim: features of a row in shared memory. kKeys: keys of a tile that the warp takes, a multiple of 16.
 template <class T, int kDim, int kKeys> struct WarpAttend {
   static constexpr int kKeyGroups = kKeys / 8, kFeatureGroups = kDim / 8;
@@ -26,25 +48,7 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     RowWindow window;
     int32_t segment, words;  // words: offset of the row's words from those of row 0 in a tile of bits
   };
-  struct State {
-    float out[kFeatureGroups][4];  // [][2 i + c]: row i, feature 8 group + 2 (lane % 4) + c
-    float top[2], sum[2];          // sum: over the thread's own columns
-
-    ATTN_DEVICE void clear() {
-      ATTN_UNROLL
-      for (int n = 0; n < kFeatureGroups; ++n) out[n][0] = out[n][1] = out[n][2] = out[n][3] = 0;
-      top[0] = top[1] = -INFINITY;
-      sum[0] = sum[1] = 0;
-    }
-    // The sums of whole rows, in all four threads that share one.
-    ATTN_DEVICE void add_up() {
-      ATTN_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        sum[i] += seam::shuffle_xor(sum[i], 1);
-        sum[i] += seam::shuffle_xor(sum[i], 2);
-      }
-    }
-  };
+  using State = AttendState<kDim>;
   using Scores = float[kKeyGroups][4];
 
   // Of 16 rows from `first`, the calling thread's i-th.

@@ -1,0 +1,143 @@
+// The 64 query rows of a warpgroup against key tiles, on wgmma: products, masks, online softmax, values. Registers lie
+// as those of WarpAttend, so rows, state and the end of a row are its own.
+#pragma once
+
+#include "cuda/sm80/warp_attend.h"
+#include "cuda/sm90/key_pieces.h"
+
+namespace attn::cuda {
+
+constexpr int kGroupRows = 64;
+
+// Rows of kDim elements as panels of 64 (seam_sm90.h).
+template <class T, int kDim, int kRows> struct alignas(1024) Panels {
+  static constexpr int kCount = kDim / seam::kPanelElements;
+  SharedRows<T, seam::kPanelElements, kRows> panel[kCount];
+
+  // 16 features from 16 d of the rows from `row`.
+  ATTN_DEVICE seam::OperandK along(int row, int d) { return {panel[d / 4].chunk + 8 * row + 2 * (d % 4)}; }
+  // All features of 16 rows from 16 k.
+  ATTN_DEVICE seam::OperandMn across(int k) {
+    return {panel[0].chunk + 8 * 16 * k, static_cast<int>(sizeof(panel[0]))};
+  }
+};
+
+template <class T, int kDim> struct GroupAttend {
+  using Warp = WarpAttend<T, kDim, kGroupKeys>;
+  using State = typename Warp::State;  // top: of products, not scaled
+  using Scores = typename Warp::Scores;
+  using Weights = uint32_t[kGroupKeys / 16][4];
+  using Queries = Panels<T, kDim, 2 * kGroupRows>;
+  using Keys = Panels<T, kDim, kGroupKeys>;
+
+  typename Warp::Row rows[2];
+  RowsReach reach;
+  int32_t end;  // keys_end
+  float scale;  // > 0, times log2 e
+
+  ATTN_DEVICE void open(const AttendParams& p, const RowItem& item, int32_t first) {
+    reach = RowsReach::of(p, item, first, min_i32(first + kGroupRows, item.rows));
+    const int32_t mine = first + seam::warp() % 4 * kWarpRows;
+    ATTN_UNROLL
+    for (int i = 0; i < 2; ++i) rows[i] = Warp::row(p, item, min_i32(Warp::row_of(mine, i), item.rows - 1));
+    end = keys_end(p, item.group);
+    scale = static_cast<float>(p.scale * kLog2e);
+  }
+
+  // Starts s = products of the rows from `first` with the keys of a tile.
+  ATTN_DEVICE static void start_products(Queries& q, int32_t first, Keys& k, Scores& s) {
+    seam::group_begin(s);
+    ATTN_UNROLL
+    for (int d = 0; d < kDim / 16; ++d) seam::group_mma<T, kGroupKeys>(s, q.along(first, d), k.along(0, d), d > 0);
+    seam::group_commit();
+  }
+  // Starts out += weights times values.
+  ATTN_DEVICE static void start_values(const Weights& a, Keys& v, State& state) {
+    seam::group_begin(state.out);
+    ATTN_UNROLL
+    for (int k = 0; k < kGroupKeys / 16; ++k) seam::group_mma<T, kDim>(state.out, a[k], v.across(k));
+    seam::group_commit();
+  }
+
+  ATTN_DEVICE bool sees_all(const PieceTile& t) const {
+    const int32_t hi = min_i32(reach.first.hi, end - 1);
+    bool all = true;
+    ATTN_UNROLL
+    for (int h = 0; h < kTilePieces; ++h)
+      all &= t.word[h] < 0 && t.start[h] >= max_i32(reach.last.lo, 0) && t.start[h] <= hi - (kPieceKeys - 1);
+    return all;
+  }
+
+  // Products of what a row doesn't see become -inf.
+  ATTN_DEVICE void mask(const AttendParams& p, const PieceTile& t, Scores& s) const {
+    const int column = 2 * (seam::lane() % 4);
+    ATTN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      ATTN_UNROLL
+      for (int w = 0; w < kGroupKeys / 32; ++w) {
+        const int h = w / 2;
+        const int32_t key = t.start[h] + w % 2 * 32, hi = min_i32(rows[i].window.hi, end - 1);
+        uint32_t keep = t.start[h] < 0 ? 0 : visible_word(key, rows[i].window.lo, hi);
+        if (t.word[h] >= 0 && keep) keep &= static_cast<uint32_t>(p.layout.bits[t.word[h] + rows[i].words + w % 2]);
+        keep >>= column;
+        ATTN_UNROLL
+        for (int n = 0; n < 4; ++n) {
+          ATTN_UNROLL
+          for (int c = 0; c < 2; ++c)
+            if (!(keep >> (8 * n + c) & 1)) s[4 * w + n][2 * i + c] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  // Products -> weights, and what the accumulated values are then to be multiplied by. A row that has seen no key keeps
+  // top = -inf, and its weights are exactly 0.
+  ATTN_DEVICE void softmax(Scores& s, State& state, float (&alpha)[2]) const {
+    ATTN_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      float top = state.top[i];
+      ATTN_UNROLL
+      for (int n = 0; n < Warp::kKeyGroups; ++n) top = std::fmax(top, std::fmax(s[n][2 * i], s[n][2 * i + 1]));
+      top = std::fmax(top, seam::shuffle_xor(top, 1));
+      top = std::fmax(top, seam::shuffle_xor(top, 2));
+      const float reference = top == -INFINITY ? 0 : top * scale;
+      alpha[i] = seam::exp2_fast(state.top[i] * scale - reference);
+      state.top[i] = top;
+      float sum = 0;
+      ATTN_UNROLL
+      for (int n = 0; n < Warp::kKeyGroups; ++n) {
+        ATTN_UNROLL
+        for (int c = 2 * i; c < 2 * i + 2; ++c) {
+          s[n][c] = seam::exp2_fast(s[n][c] * scale - reference);
+          sum += s[n][c];
+        }
+      }
+      state.sum[i] = state.sum[i] * alpha[i] + sum;
+    }
+  }
+
+  ATTN_DEVICE static void multiply(State& state, const float (&alpha)[2]) {
+    ATTN_UNROLL
+    for (int n = 0; n < Warp::kFeatureGroups; ++n) {
+      ATTN_UNROLL
+      for (int e = 0; e < 4; ++e) state.out[n][e] *= alpha[e / 2];
+    }
+  }
+
+  ATTN_DEVICE static void take_weights(const Scores& s, Weights& a) {
+    ATTN_UNROLL
+    for (int k = 0; k < kGroupKeys / 16; ++k) Warp::operand_weights(a[k], s, k);
+  }
+
+  ATTN_DEVICE static bool finite(const State& state) {
+    bool all = true;
+    ATTN_UNROLL
+    for (int n = 0; n < Warp::kFeatureGroups; ++n) {
+      ATTN_UNROLL
+      for (int e = 0; e < 4; ++e) all &= std::fabs(state.out[n][e]) < INFINITY;
+    }
+    return all;
+  }
+};
+
+}  // namespace attn::cuda
