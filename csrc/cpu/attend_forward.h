@@ -18,7 +18,8 @@ template <class In> struct ForwardItem {
   const AttendParams& p;
   const int64_t depth, columns;
   RowBlock* rows;
-  KeyTile* tile;
+  KeyTile *tiles, *tile, *next_tile;  // two; the one that is worked on, and the one after it or null
+  FetchAhead<In>* ahead;
   T *q, *k;
   ColumnOperand<T, In>* values;
   A *o, *m, *l, *s, *alpha, *key_weight;
@@ -28,13 +29,14 @@ template <class In> struct ForwardItem {
   typename ThinOperand<In>::Element* thin_q;  // [kThinRowsAtMost][thin_width]
   A* thin_s;                                  // [keys][kThinRows]
   const In **thin_k, **thin_v, **thin_next;   // [keys], addresses of rows
-  int32_t k_end;                              // keys of this item end here
 
   ForwardItem(const AttendParams& params, Carve& c)
       : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)) {
     const int keys = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
-    tile = c.take<KeyTile>(1);
+    tiles = c.take<KeyTile>(2);
+    tile = next_tile = nullptr;
+    ahead = c.take<FetchAhead<In>>(1);
     values = c.take<ColumnOperand<T, In>>(1);
     q = c.take<T>((kMaxRows + W) * depth);
     k = c.take<T>(keys * depth);
@@ -54,7 +56,6 @@ template <class In> struct ForwardItem {
     thin_v = c.take<const In*>(keys);
     thin_next = c.take<const In*>(keys);
     thin = false;
-    k_end = 0;
   }
 
   const In* q_row(const Sequence& seq, int32_t r) const {
@@ -90,7 +91,7 @@ template <class In> struct ForwardItem {
     for (int i = 0; i < NV; ++i) here[i] = splat(-kInfinity<A>);
     A* s_run = to;
     kt.for_runs(a, b, [&](const T* rows_k, int64_t ld, int n) {
-      dot_panel<T, NV>(rows_k, ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s_run, here);
+      dot_panel<T, NV>(rows_k, ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s_run, here, *ahead);
       s_run += n * NV * L;
     });
     if (cut || mod.softcap > 0 || mod.key_weight)
@@ -115,28 +116,14 @@ template <class In> struct ForwardItem {
                        columns);
   }
 
-  // Addresses of the tile's rows, and of the keys that are read next: those after the tile's last, as far as the item
-  // goes. Schedules that jump have none; then and at the end the tile's own stand in, which costs nothing to fetch.
+  // Addresses of the tile's rows, and of the keys that are read next. Where there are none the tile's own stand in,
+  // which costs nothing to fetch.
   void list_thin_rows(const Sequence& seq) {
     const In* k_base = key_base<In>(p, p.k, seq, rows->group.head_kv);
     list_rows(tile->rows(k_base, p.k, p.dim), thin_k);
     list_rows(tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), thin_v);
-    int32_t i = 0, position = tile->position[tile->n - 1] + 1;
-    const int32_t end = p.schedule == ScheduleKind::range ? min_i32(k_end, position + tile->n) : position;
-    while (position < end) {
-      int32_t count = end - position, token = position;
-      const In* base = k_base;
-      if (p.paging.table) {
-        const int32_t page = static_cast<int32_t>(p.paging.page), which = position / page;
-        base += p.paging.table[seq.batch * p.paging.pages + which] * p.k.batch;
-        token -= which * page;
-        count = min_i32(count, page - token);
-      }
-      for (int32_t j = 0; j < count; ++j) thin_next[i + j] = base + (token + j) * p.k.token;
-      i += count;
-      position += count;
-    }
-    for (; i < tile->n; ++i) thin_next[i] = thin_k[i];
+    if (next_tile) list_rows(next_tile->rows(k_base, p.k, p.dim), thin_next);
+    for (int i = next_tile ? next_tile->n : 0; i < tile->n; ++i) thin_next[i] = thin_k[i];
   }
 
   // kThinRows rows from `first` on against keys [a, b) of the tile.
@@ -160,6 +147,7 @@ template <class In> struct ForwardItem {
     bool placed = false;
     RowOperand<T, In> kt{};
     if (thin) list_thin_rows(seq);
+    else fetch_ahead(seq);
     const int32_t step = thin ? kThinRows : W;
     for (int32_t first = 0; first < rows->rows; first += step) {
       const int32_t last = min_i32(first + step, rows->rows);
@@ -182,6 +170,15 @@ template <class In> struct ForwardItem {
     }
   }
 
+  // Spreads the fetching of the next tile over the products of this one.
+  void fetch_ahead(const Sequence& seq) {
+    ahead->rows = ahead->next = 0;
+    if (!next_tile) return;
+    const int64_t panels = (rows->rows + W - 1) / W, blocks = (tile->n + kDotRows - 1) / kDotRows;
+    ahead->start(next_tile->rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim),
+                 next_tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), panels * blocks);
+  }
+
   bool gated_off(const Sequence& seq) const {
     if (!p.skip_gated || !p.head_gate.data) return false;
     for (int32_t r = 0; r < rows->rows; ++r) {
@@ -198,8 +195,12 @@ template <class In> struct ForwardItem {
 
   void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi) {
     load_queries(seq);
-    k_end = k_hi;
-    for_each_key_tile(p, rows->group, k_lo, k_hi, tile_keys(p.dim, p.dim_v), *tile, [&](KeyTile&) { key_tile(seq); });
+    for_each_key_tile_ahead(p, rows->group, k_lo, k_hi, tile_keys(p.dim, p.dim_v), tiles,
+                            [&](KeyTile& now, KeyTile* next) {
+                              tile = &now;
+                              next_tile = next;
+                              key_tile(seq);
+                            });
   }
 
   // Writes out and lse of the item's rows from accumulators o, m, l.

@@ -70,25 +70,50 @@ template <class In> inline const In* key_base(const AttendParams& p, const View4
          seq.k_token * x.token;
 }
 
-// Calls fn(tile) for every tile of the keys group g looks at in [k_lo, k_hi).
+// Fills `tile` with the keys group g looks at in [k_lo, k_hi). Whenever it is complete, done(tile) names the one to
+// fill from then on.
 template <class F>
-inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
-                              KeyTile& tile, F&& fn) {
+inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
+                           KeyTile* tile, F&& done) {
   const int32_t sink = clamp_position(p.rule.sink);
   const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
   const int32_t page_size = static_cast<int32_t>(p.paging.page);
-  tile.clear();
+  tile->clear();
   visit_keys(p, g, k_lo, k_hi, [&](const Span& s) {
     for (int32_t begin = s.begin; begin < s.end;) {
-      begin += tile.add(s, begin, sink, capacity, pages, page_size);
-      if (tile.n == capacity) {
-        fn(tile);
-        tile.clear();
+      begin += tile->add(s, begin, sink, capacity, pages, page_size);
+      if (tile->n == capacity) {
+        tile = done(tile);
+        tile->clear();
       }
     }
     return true;
   });
-  if (tile.n > 0) fn(tile);
+  if (tile->n > 0) done(tile);
+}
+
+// Calls fn(tile) for every tile of the keys group g looks at in [k_lo, k_hi).
+template <class F>
+inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
+                              KeyTile& tile, F&& fn) {
+  fill_key_tiles(p, g, k_lo, k_hi, capacity, &tile, [&](KeyTile* full) {
+    fn(*full);
+    return full;
+  });
+}
+
+// The same with a look ahead: calls fn(tile, the one after it or null). `tiles` are two.
+template <class F>
+inline void for_each_key_tile_ahead(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
+                                    KeyTile* tiles, F&& fn) {
+  KeyTile* held = nullptr;
+  fill_key_tiles(p, g, k_lo, k_hi, capacity, tiles, [&](KeyTile* full) {
+    if (held) fn(*held, full);
+    KeyTile* const free = held ? held : tiles + 1;
+    held = full;
+    return free;
+  });
+  if (held) fn(*held, static_cast<KeyTile*>(nullptr));
 }
 
 ATTN_NAMESPACE_END

@@ -94,12 +94,18 @@ template <class F> ATTN_INLINE void for_row_blocks(int64_t rows, F&& f) {
   if (n < rows) f(std::integral_constant<int, 1>{}, n);
 }
 
-// S [rows][NV * lanes] and, in `top`, the maximum over the rows. lda and depth count T.
-template <class T, int NV>
+struct NothingBetween {
+  ATTN_INLINE void operator()() const {}
+};
+
+// S [rows][NV * lanes] and, in `top`, the maximum over the rows. lda and depth count T. `between` is called after every
+// block of at most kDotRows rows.
+template <class T, int NV, class F = NothingBetween>
 inline void dot_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, Acc<T> c, Acc<T>* s,
-                      vec<Acc<T>>* top) {
+                      vec<Acc<T>>* top, F&& between = {}) {
   for_row_blocks(rows, [&](auto at_once, int64_t n) __attribute__((always_inline)) {
     dot_block<T, at_once, NV>(a + n * lda, lda, depth, b, c, s + n * NV * kLanes<T>, top);
+    between();
   });
 }
 
