@@ -7,7 +7,7 @@ matmul form; paged against contiguous caches.
 from __future__ import annotations
 
 import torch
-from common import Bench, arguments
+from common import Bench, arguments, keep_memory
 
 import attn
 
@@ -18,6 +18,7 @@ def main() -> None:
     parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument("--keys", type=int, default=32768)
     args = parser.parse_args()
+    keep_memory()  # page faults of results are nobody's attention
     bench = Bench("decode", args)
     batch, heads, heads_kv, keys = 4, 32, 8, 1024 if args.quick else args.keys
     lengths = torch.full((batch,), keys, dtype=torch.int32)

@@ -6,7 +6,7 @@ python benchmarks/head_dims.py [--json FILE]
 from __future__ import annotations
 
 import torch
-from common import Bench, arguments, attention_gflop
+from common import Bench, arguments, attention_gflop, keep_memory
 
 import attn
 
@@ -15,6 +15,7 @@ DIMS = (64, 6, 32, 40, 48, 80, 96, 128, 160, 192, 256)
 
 def main() -> None:
     args = arguments(__doc__.split("\n\n")[0]).parse_args()
+    keep_memory()  # page faults of results are nobody's attention
     bench = Bench("head_dims", args)
     length = 256 if args.quick else 4096
     for dtype in (torch.float32, torch.bfloat16):

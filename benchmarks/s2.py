@@ -7,7 +7,7 @@ heads) and against our own dense kernel per kept flop; forward and a training st
 from __future__ import annotations
 
 import torch
-from common import Bench, arguments, attention_gflop
+from common import Bench, arguments, attention_gflop, keep_memory
 
 import attn
 from attn.bench.timing import once
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=128)
     args = parser.parse_args()
+    keep_memory()  # page faults of results are nobody's attention
     bench = Bench("s2", args)
     length = 2048 if args.quick else args.length
     options = {"block_size": 64, "local_blocks": 16, "vert_stride": 16}

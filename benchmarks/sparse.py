@@ -8,7 +8,7 @@ length.
 from __future__ import annotations
 
 import torch
-from common import Bench, arguments, attention_gflop
+from common import Bench, arguments, attention_gflop, keep_memory
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import attn
@@ -52,6 +52,7 @@ def main() -> None:
         "--no-flex", action="store_true", help="leave FlexAttention out (it compiles for seconds a mask)"
     )
     args = parser.parse_args()
+    keep_memory()  # page faults of results are nobody's attention
     bench = Bench("sparse", args)
     for length in [1024] if args.quick else (4096, 16384):
         for dtype in (torch.float32, torch.bfloat16):
