@@ -1,5 +1,5 @@
-// Flow attention forward, every sink facing every source. Three sums over all tokens must be complete before the next
-// can start; the matrix product follows.
+// Flow attention forward, every sink facing every source. Sums over all tokens must be complete before the next can
+// start: of features, of features over their flow, of the matrix product; then the rows. Each pass reads q or k once.
 #pragma once
 
 #include "cpu/flow_rows.h"
@@ -7,28 +7,33 @@
 ATTN_NAMESPACE_BEGIN
 namespace scan {
 
-// Rows of a group that fit are kept between passes by the thread that owns the group.
-constexpr int64_t kCacheBytes = 8 << 20;
+// The thread that owns a group keeps its features between passes where they fit into the cache; beyond it, reading them
+// back still beats computing them again, as long as all threads' take no more than this share of q and k.
+constexpr int64_t kCacheBytes = 8 << 20, kCacheShare = 4;
+// exp(conserved - clamp) is far from underflow up to this clamp, so that nobody has to look for the maximum first.
+constexpr double kFixedReference = 16;
 
 template <class In> class FlowForward {
   using Rows = FlowRows<In>;
   using T = typename Rows::T;
   using A = typename Rows::A;
+  using F = typename FeatureOf<T>::type;
   using Product = ScanProduct<T>;
 
  public:
   explicit FlowForward(const FlowParams& params)
-      : p_(params), rows_(params), ld_(rows_.ld),
+      : p_(params), rows_(params), ld_(feature_width<T>(params.dim)), one_pass_(params.clamp <= kFixedReference),
         grid_(rows_.groups(), rows_.segment,
               [this](int64_t g) {
                 const int64_t n = rows_.queries(g).count, m = rows_.keys(g).count;
                 return n > m ? n : m;
               }),
-        vectors_(rows_.groups() * kVectors * ld_), softmax_(grid_.total()), total_softmax_(rows_.groups()) {
+        vectors_(rows_.groups() * kVectors * ld_), top_(grid_.total()), mass_(grid_.total()),
+        reference_(rows_.groups(), rows_.clamp()) {
     Carve probe{nullptr};
     const Product x(p_.dim, p_.dim_v, probe);
     state_size_ = x.state_size();
-    probe.take<A>(kChunk * ld_);
+    probe.take<F>(kChunk * ld_);
     probe.take<A>(kChunk);
     scratch_bytes_ = probe.used;
     products_ = std::make_unique<Workspace<A>>(rows_.groups() * state_size_);
@@ -41,8 +46,8 @@ template <class In> class FlowForward {
                     [this](int64_t g, const A* total) { keep_vectors(g, kSources, total); }};
     const Pass flows{2 * ld_, [this](int64_t g, int64_t i, A* added, int w) { first_flows(g, i, added, w); },
                      [this](int64_t g, const A* total) { keep_vectors(g, kSourceFlows, total); }};
-    const Pass conserved{0, [this](int64_t g, int64_t i, A*, int w) { conserved_flows(g, i, w); },
-                         [this](int64_t g, const A*) { set_softmax(g); }};
+    const Pass conserved{0, [this](int64_t g, int64_t i, A*, int w) { conserved_sources(g, i, w); },
+                         [this](int64_t g, const A*) { set_reference(g); }};
     const Pass product{state_size_, [this](int64_t g, int64_t i, A* added, int w) { sum_product(g, i, added, w); },
                        [this](int64_t g, const A* total) { keep_product(g, total); }};
     const Pass out{0, [this](int64_t g, int64_t i, A*, int w) { write_rows(g, i, w); }, [](int64_t, const A*) {}};
@@ -50,6 +55,8 @@ template <class In> class FlowForward {
       run_passes<A>(grid_, false, sums, flows, conserved);
       softmax_over_heads();
       run_passes<A>(grid_, false, product, out);
+    } else if (one_pass_) {
+      run_passes<A>(grid_, by_group, sums, flows, product, out);
     } else {
       run_passes<A>(grid_, by_group, sums, flows, conserved, product, out);
     }
@@ -64,55 +71,66 @@ template <class In> class FlowForward {
 
   const FlowParams& p_;
   const Rows rows_;
-  const int64_t ld_;
+  const int64_t ld_;     // a row of features
+  const bool one_pass_;  // conserved flows of sources and the product of one segment after the other
   const SegmentGrid grid_;
   const Workspace<A> vectors_;
-  std::vector<SoftmaxSum> softmax_, total_softmax_;
-  std::unique_ptr<Workspace<A>> products_, cache_;
+  // The sources' softmax: the largest conserved flow of each segment, their sum of exponentials, and per group what
+  // was subtracted.
+  std::vector<A> top_;
+  std::vector<double> mass_;
+  std::vector<A> reference_;
+  std::unique_ptr<Workspace<A>> products_;
+  std::unique_ptr<Workspace<F>> cache_;
   int64_t state_size_, scratch_bytes_;
 
   A* vector(int64_t g, Vector which) const { return vectors_.get() + (g * kVectors + which) * ld_; }
 
   struct Scratch {
     Carve carve;
-    A *block, *weight;
+    F* block;
+    A* weight;
     explicit Scratch(const FlowForward& f)
-        : carve{static_cast<char*>(thread_scratch(f.scratch_bytes_))}, block(carve.take<A>(kChunk * f.ld_)),
+        : carve{static_cast<char*>(thread_scratch(f.scratch_bytes_))}, block(carve.take<F>(kChunk * f.ld_)),
           weight(carve.take<A>(kChunk)) {}
   };
 
   // Where the thread that owns a group keeps its rows, sources first; null where it doesn't.
   void make_cache(bool by_group) {
-    const int64_t size = (p_.tq + p_.tk) * ld_;
-    if (!by_group || p_.head_softmax || size * static_cast<int64_t>(sizeof(A)) > kCacheBytes) return;
-    cache_ = std::make_unique<Workspace<A>>(min_count(parallel_threads(), rows_.groups()) * size);
+    if (!by_group || p_.head_softmax) return;
+    const int64_t size = (p_.tq + p_.tk) * ld_, owners = min_count(parallel_threads(), rows_.groups());
+    const int64_t bytes = size * static_cast<int64_t>(sizeof(F));
+    const int64_t given =
+        p_.batch * (p_.heads * p_.tq + p_.heads_kv * p_.tk) * p_.dim * static_cast<int64_t>(sizeof(In));
+    if (bytes > kCacheBytes && owners * bytes > given / kCacheShare) return;
+    cache_ = std::make_unique<Workspace<F>>(owners * size);
   }
-  A* cached_source(int worker, int64_t i) const {
+  F* cached_source(int worker, int64_t i) const {
     return cache_ ? cache_->get() + (worker * (p_.tq + p_.tk) + i) * ld_ : nullptr;
   }
-  A* cached_sink(int worker, int64_t i) const { return cached_source(worker, p_.tk + i); }
+  F* cached_sink(int worker, int64_t i) const { return cached_source(worker, p_.tk + i); }
 
   // fn(tokens, first, n, rows) for blocks of sources (or sinks) of a segment. `fill`: the pass that loads them.
-  template <class F> void for_sources(Scratch& w, int64_t g, int64_t segment, int worker, bool fill, F&& fn) const {
+  template <class Fn> void for_sources(Scratch& w, int64_t g, int64_t segment, int worker, bool fill, Fn&& fn) const {
     const Tokens t = rows_.keys(g);
     in_segment(t.count, rows_.segment, segment, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin; first < end; first += kChunk) {
         const int64_t n = min_count(kChunk, end - first);
-        A* kept = cached_source(worker, first);
-        A* block = kept ? kept : w.block;
-        if (fill || !kept) rows_.load_sources(t, g, first, n, block);
+        F* kept = cached_source(worker, first);
+        F* block = kept ? kept : w.block;
+        if (fill || !kept) rows_.load_sources(t, g, first, n, block, ld_);
         fn(t, first, n, block);
       }
     });
   }
-  template <class F> void for_sinks(Scratch& w, int64_t g, int64_t segment, int worker, bool fill, F&& fn) const {
+  template <class Fn> void for_sinks(Scratch& w, int64_t g, int64_t segment, int worker, bool fill, Fn&& fn) const {
     const Tokens t = rows_.queries(g);
     in_segment(t.count, rows_.segment, segment, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin; first < end; first += kChunk) {
         const int64_t n = min_count(kChunk, end - first);
-        A* kept = cached_sink(worker, first);
-        A* block = kept ? kept : w.block;
-        if (fill || !kept) rows_.load_sinks(t, g, first, n, block);
+        F* kept = cached_sink(worker, first);
+        F* block = kept ? kept : w.block;
+        if (fill || !kept) rows_.load_sinks(t, g, first, n, block, ld_);
         fn(t, first, n, block);
       }
     });
@@ -121,18 +139,18 @@ template <class In> class FlowForward {
   void sum_flows(int64_t g, int64_t segment, A* added, int worker) const {
     Scratch w(*this);
     std::memset(added, 0, 2 * ld_ * sizeof(A));
-    for_sources(w, g, segment, worker, true, [&](const Tokens&, int64_t, int64_t n, const A* rows) {
-      add_block_rows<A>(rows, ld_, n, nullptr, added);
+    for_sources(w, g, segment, worker, true, [&](const Tokens&, int64_t, int64_t n, const F* rows) {
+      add_block_rows(rows, ld_, n, static_cast<const A*>(nullptr), added);
     });
-    for_sinks(w, g, segment, worker, true, [&](const Tokens&, int64_t, int64_t n, const A* rows) {
-      add_block_rows<A>(rows, ld_, n, nullptr, added + ld_);
+    for_sinks(w, g, segment, worker, true, [&](const Tokens&, int64_t, int64_t n, const F* rows) {
+      add_block_rows(rows, ld_, n, static_cast<const A*>(nullptr), added + ld_);
     });
   }
 
   // Two totals become vectors `first` and `first + 1`, and go to the caller of the op.
   void keep_vectors(int64_t g, int first, const A* total) const {
     for (int i = 0; i < 2; ++i) {
-      rows_.add_eps(total + i * ld_, vector(g, static_cast<Vector>(first + i)));
+      rows_.add_eps(total + i * ld_, vector(g, static_cast<Vector>(first + i)), ld_);
       std::memcpy(static_cast<A*>(p_.sums) + (g * kVectors + first + i) * p_.dim, total + i * ld_, p_.dim * sizeof(A));
     }
   }
@@ -141,61 +159,49 @@ template <class In> class FlowForward {
   void first_flows(int64_t g, int64_t segment, A* added, int worker) const {
     Scratch w(*this);
     std::memset(added, 0, 2 * ld_ * sizeof(A));
-    const auto flow = [&](const A* rows, int64_t n, const A* against, A* stat, A* sum) {
+    const auto flow = [&](const F* rows, int64_t n, const A* against, A* stat, A* sum) {
       dot_block_rows(rows, ld_, n, against, stat);
-      const A rest = rows_.eps_dot(against);
+      const A rest = rows_.eps_dot(against, ld_);
       for (int64_t i = 0; i < n; ++i) {
         stat[i] += rest;
         w.weight[i] = 1 / stat[i];
       }
-      add_block_rows<A>(rows, ld_, n, w.weight, sum);
+      add_block_rows(rows, ld_, n, w.weight, sum);
     };
-    for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const A* rows) {
+    for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       flow(rows, n, vector(g, kSinks), rows_.source_stat(t, g, 0, first), added);
     });
-    for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const A* rows) {
+    for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       flow(rows, n, vector(g, kSources), rows_.sink_stat(t, g, 0, first), added + ld_);
     });
   }
 
-  void conserved_flows(int64_t g, int64_t segment, int worker) {
-    Scratch w(*this);
+  // Conserved flow of a block of sources.
+  void conserve(int64_t g, const F* rows, int64_t n, A* stat) const {
     const double n_sinks = static_cast<double>(rows_.queries(g).count);
     const A factor = p_.source_norm && n_sinks > 0 ? static_cast<A>(rows_.keys(g).count / n_sinks) : A{1};
-    SoftmaxSum sum{0, 0};
-    for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const A* rows) {
+    dot_block_rows(rows, ld_, n, vector(g, kSinkFlows), stat);
+    const A rest = rows_.eps_dot(vector(g, kSinkFlows), ld_);
+    for (int64_t i = 0; i < n; ++i) stat[i] = (stat[i] + rest) * factor;
+  }
+
+  void conserved_sources(int64_t g, int64_t segment, int worker) {
+    Scratch w(*this);
+    A top = -std::numeric_limits<A>::infinity();
+    for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       A* stat = rows_.source_stat(t, g, 1, first);
-      dot_block_rows(rows, ld_, n, vector(g, kSinkFlows), stat);
-      const A rest = rows_.eps_dot(vector(g, kSinkFlows));
-      for (int64_t i = 0; i < n; ++i) stat[i] = (stat[i] + rest) * factor;
-      A top;
-      cut_block(stat, n, w.weight, top);
-      exp_block(w.weight, n, top, w.weight);
-      double mass = 0;
-      for (int64_t i = 0; i < n; ++i) mass += w.weight[i];
-      sum = merge_sums(sum, {static_cast<double>(top), mass});
+      conserve(g, rows, n, stat);
+      for (int64_t i = 0; i < n; ++i) {
+        const A cut = cut_flow(stat[i], rows_.clamp());
+        top = cut > top ? cut : top;
+      }
     });
-    softmax_[grid_.item(g, segment)] = sum;
-    for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const A* rows) {
-      A* stat = rows_.sink_stat(t, g, 1, first);
-      dot_block_rows(rows, ld_, n, vector(g, kSourceFlows), stat);
-      const A rest = rows_.eps_dot(vector(g, kSourceFlows));
-      for (int64_t i = 0; i < n; ++i) stat[i] += rest;
-    });
+    top_[grid_.item(g, segment)] = top;
   }
 
-  void cut_block(const A* x, int64_t n, A* y, A& top) const {
-    top = -std::numeric_limits<A>::infinity();
-    for (int64_t i = 0; i < n; ++i) {
-      y[i] = cut_flow(x[i], rows_.clamp());
-      top = y[i] > top ? y[i] : top;
-    }
-  }
-
-  void set_softmax(int64_t g) {
-    SoftmaxSum total{0, 0};
-    for (int64_t i = 0; i < grid_.segments(g); ++i) total = merge_sums(total, softmax_[grid_.item(g, i)]);
-    total_softmax_[g] = total;
+  void set_reference(int64_t g) {
+    A& top = reference_[g] = -std::numeric_limits<A>::infinity();
+    for (int64_t i = 0; i < grid_.segments(g); ++i) top = top_[grid_.item(g, i)] > top ? top_[grid_.item(g, i)] : top;
   }
 
   // The JAX copy's variant: at every key, a softmax over the heads.
@@ -215,31 +221,34 @@ template <class In> class FlowForward {
     });
   }
 
-  void sum_product(int64_t g, int64_t segment, A* added, int worker) const {
+  void sum_product(int64_t g, int64_t segment, A* added, int worker) {
     Scratch w(*this);
     Product x(p_.dim, p_.dim_v, w.carve);
     std::memset(added, 0, state_size_ * sizeof(A));
-    const SoftmaxSum softmax = total_softmax_[g];
-    for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, A* rows) {
-      x.point_keys(rows);
-      A* weight = rows_.source_stat(t, g, 2, first);
+    double mass = 0;
+    for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
+      A *conserved = rows_.source_stat(t, g, 1, first), *weight = rows_.source_stat(t, g, 2, first);
       if (!p_.head_softmax) {
-        A top;
-        cut_block(rows_.source_stat(t, g, 1, first), n, weight, top);
-        exp_block(weight, n, static_cast<A>(softmax.top), weight);
-        const A factor = static_cast<A>(t.count / softmax.sum);
-        for (int64_t i = 0; i < n; ++i) weight[i] *= factor;
+        if (one_pass_) conserve(g, rows, n, conserved);
+        mass += compete_block(conserved, n, rows_.clamp(), reference_[g], weight);
       }
-      for (int64_t i = 0; i < n; ++i) rows_.load_weighted_value(t, g, first + i, weight[i], x.c + i * x.ld_out);
-      x.set_keys(n);
-      x.update(added);
+      rows_.load_weighted_values(t, g, first, n, weight, x.c);
+      x.update_with(rows, ld_, n, added);
     });
+    mass_[grid_.item(g, segment)] = mass;
   }
 
+  // Until here weights are exponentials; now they become a softmax times the number of sources, and so does the sum.
   void keep_product(int64_t g, const A* total) const {
-    std::memcpy(products_->get() + g * state_size_, total, state_size_ * sizeof(A));
+    const Tokens t = rows_.keys(g);
+    double mass = 0;
+    for (int64_t i = 0; i < grid_.segments(g); ++i) mass += mass_[grid_.item(g, i)];
+    const A factor = p_.head_softmax ? A{1} : t.count == 0 ? A{0} : static_cast<A>(t.count / mass);
+    A *weight = rows_.source_stat(t, g, 2, 0), *product = products_->get() + g * state_size_;
+    for (int64_t i = 0; i < t.count && !p_.head_softmax; ++i) weight[i] *= factor;
+    for (int64_t i = 0; i < state_size_; ++i) product[i] = total[i] * factor;
     for (int64_t f = 0; f < p_.dim; ++f) {
-      std::memcpy(static_cast<A*>(p_.product) + (g * p_.dim + f) * p_.dim_v, total + f * rows_.ld_v,
+      std::memcpy(static_cast<A*>(p_.product) + (g * p_.dim + f) * p_.dim_v, product + f * rows_.ld_v,
                   p_.dim_v * sizeof(A));
     }
   }
@@ -249,14 +258,16 @@ template <class In> class FlowForward {
     Product x(p_.dim, p_.dim_v, w.carve);
     x.set_state(products_->get() + g * state_size_, nullptr);
     const int64_t n_sources = rows_.keys(g).count;
-    for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, A* rows) {
-      x.a = rows;
-      x.apply_state(n);
+    for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       const A* incoming = rows_.sink_stat(t, g, 0, first);
+      A* conserved = rows_.sink_stat(t, g, 1, first);
+      dot_block_rows(rows, ld_, n, vector(g, kSourceFlows), conserved);
+      const A rest = rows_.eps_dot(vector(g, kSourceFlows), ld_);
+      for (int64_t i = 0; i < n; ++i) conserved[i] += rest;
       if (n_sources > 0) {
-        sigmoid_block(rows_.sink_stat(t, g, 1, first), n, static_cast<A>(static_cast<double>(t.count) / n_sources),
-                      w.weight);
+        sigmoid_block(conserved, n, static_cast<A>(static_cast<double>(t.count) / n_sources), w.weight);
       }
+      x.apply_state_to(rows, ld_, n);
       for (int64_t i = 0; i < n; ++i) {
         In* out = row_at<In>(p_.out, t.batch, rows_.head(g), t.at(first + i));
         if (n_sources == 0) store_zero_row(out, p_.dim_v);

@@ -1,9 +1,7 @@
-// What the passes of flow attention share: the tokens that masks keep, rows of sinks and sources, statistics, and sums
-// over blocks of rows.
+// What the passes of flow attention share: the tokens that masks keep, rows of sinks and sources, and statistics.
 #pragma once
 
-#include "attn/flow.h"
-#include "cpu/feature_rows.h"
+#include "cpu/flow_blocks.h"
 #include "cpu/linear_rows.h"
 #include "cpu/scan_plan.h"
 #include "cpu/scan_product.h"
@@ -64,128 +62,6 @@ class TokenLists {
   std::vector<int64_t> count_;
 };
 
-// ---- blocks of padded rows -----------------------------------------------------------------------------------------
-
-// out[i] = rows_i . w
-template <class A>
-__attribute__((noinline)) void dot_block_rows(const A* rows, int64_t ld, int64_t n, const A* w, A* out) {
-  constexpr int L = Lanes<A>::n;
-  int64_t i = 0;
-  for (; i + 4 <= n; i += 4) {
-    const A* r = rows + i * ld;
-    vec<A> s0{}, s1{}, s2{}, s3{};
-    for (int64_t x = 0; x < ld; x += L) {
-      const vec<A> y = load(w + x);
-      s0 += load(r + x) * y;
-      s1 += load(r + ld + x) * y;
-      s2 += load(r + 2 * ld + x) * y;
-      s3 += load(r + 3 * ld + x) * y;
-    }
-    out[i] = sum_lanes<A>(s0);
-    out[i + 1] = sum_lanes<A>(s1);
-    out[i + 2] = sum_lanes<A>(s2);
-    out[i + 3] = sum_lanes<A>(s3);
-  }
-  for (; i < n; ++i) out[i] = dot_rows(rows + i * ld, w, ld);
-}
-
-// sum += sum_i weight_i rows_i; weight null = 1.
-template <class A>
-__attribute__((noinline)) void add_block_rows(const A* rows, int64_t ld, int64_t n, const A* weight, A* sum) {
-  constexpr int L = Lanes<A>::n;
-  for (int64_t x = 0; x < ld; x += 4 * L) {
-    const int64_t left = (ld - x) / L;
-    if (left >= 4) {
-      vec<A> s0{}, s1{}, s2{}, s3{};
-      for (int64_t i = 0; i < n; ++i) {
-        const A* r = rows + i * ld + x;
-        const vec<A> w = splat(weight ? weight[i] : A{1});
-        s0 += w * load(r);
-        s1 += w * load(r + L);
-        s2 += w * load(r + 2 * L);
-        s3 += w * load(r + 3 * L);
-      }
-      store(sum + x, load(sum + x) + s0);
-      store(sum + x + L, load(sum + x + L) + s1);
-      store(sum + x + 2 * L, load(sum + x + 2 * L) + s2);
-      store(sum + x + 3 * L, load(sum + x + 3 * L) + s3);
-    } else {
-      for (int64_t v = 0; v < left; ++v) {
-        vec<A> s{};
-        for (int64_t i = 0; i < n; ++i) s += splat(weight ? weight[i] : A{1}) * load(rows + i * ld + x + v * L);
-        store(sum + x + v * L, load(sum + x + v * L) + s);
-      }
-    }
-  }
-}
-
-// Prefix sums and what they meet: for each row in turn, source += wk_i k_i and sink += wq_i q_i (weights null = 1),
-// then
-//   to_sink[i] = (q_i + eps) . (source + eps)     to_source[i] = (k_i + eps) . (sink + eps)
-// over the first `dim` of `ld` components.
-template <class A>
-__attribute__((noinline)) void prefix_dots(const A* q, const A* k, int64_t ld, int64_t dim, int64_t n, const A* wq,
-                                           const A* wk, A eps, A* sink, A* source, A* to_sink, A* to_source) {
-  constexpr int L = Lanes<A>::n;
-  const A padding = (ld - dim) * eps * eps;
-  for (int64_t i = 0; i < n; ++i) {
-    const A *qi = q + i * ld, *ki = k + i * ld;
-    const vec<A> a = splat(wq ? wq[i] : A{1}), b = splat(wk ? wk[i] : A{1});
-    vec<A> x{}, y{};
-    for (int64_t f = 0; f < ld; f += L) {
-      const vec<A> qf = load(qi + f), kf = load(ki + f);
-      const vec<A> sources = load(source + f) + b * kf, sinks = load(sink + f) + a * qf;
-      store(source + f, sources);
-      store(sink + f, sinks);
-      x += (qf + eps) * (sources + eps);
-      y += (kf + eps) * (sinks + eps);
-    }
-    to_sink[i] = sum_lanes<A>(x) - padding;
-    to_source[i] = sum_lanes<A>(y) - padding;
-  }
-}
-
-// a . b over n elements.
-template <class A, class X, class Y> ATTN_INLINE A dot_elements_as(const X* a, const Y* b, int64_t n) {
-  constexpr int L = Lanes<A>::n;
-  vec<A> sum{};
-  int64_t i = 0;
-  for (; i + L <= n; i += L) sum += load_as(a + i, A{}) * load_as(b + i, A{});
-  if (i < n) sum += load_part<A>(a + i, n - i) * load_part<A>(b + i, n - i);
-  return sum_lanes<A>(sum);
-}
-
-// to[0, dim) = d f (1 - f), the gradient through f = sigmoid(x).
-template <class A, class Out> ATTN_INLINE void store_logistic_gradient(const A* f, A* d, int64_t ld, int64_t dim,
-                                                                       Out* to) {
-  for (int64_t x = 0; x < ld; x += Lanes<A>::n) {
-    const vec<A> y = load(f + x);
-    store(d + x, load(d + x) * (y * (1 - y)));
-  }
-  store_scaled_row(to, A{1}, d, dim);
-}
-
-// y[i] = exp(x[i] - top)
-template <class A> inline void exp_block(const A* x, int64_t n, A top, A* y) {
-  constexpr int L = Lanes<A>::n;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) store(y + i, exp_full(load(x + i) - top));
-  if (i < n) {
-    const vec<A> rest = exp_full(load_part<A>(x + i, n - i) - top);
-    std::memcpy(y + i, &rest, (n - i) * sizeof(A));
-  }
-}
-
-template <class A> inline void sigmoid_block(const A* x, int64_t n, A factor, A* y) {
-  constexpr int L = Lanes<A>::n;
-  int64_t i = 0;
-  for (; i + L <= n; i += L) store(y + i, sigmoidv(load(x + i) * factor));
-  if (i < n) {
-    const vec<A> rest = sigmoidv(load_part<A>(x + i, n - i) * factor);
-    std::memcpy(y + i, &rest, (n - i) * sizeof(A));
-  }
-}
-
 // ---- rows and statistics by (sequence, query head) -----------------------------------------------------------------
 
 template <class In> struct FlowRows {
@@ -231,23 +107,48 @@ template <class In> struct FlowRows {
     return row_at<const In>(p.v, t.batch, head_kv(g), t.at(i));
   }
 
+  // Rows first, ..., first + n - 1 as features, `width` apart.
+  template <class F>
+  void load_sinks(const Tokens& t, int64_t g, int64_t first, int64_t n, F* to, int64_t width) const {
+    load_features(t, first, n, to, width, [&](int64_t i) { return q_row(t, g, i); });
+  }
+  template <class F>
+  void load_sources(const Tokens& t, int64_t g, int64_t first, int64_t n, F* to, int64_t width) const {
+    load_features(t, first, n, to, width, [&](int64_t i) { return k_row(t, g, i); });
+  }
   void load_sinks(const Tokens& t, int64_t g, int64_t first, int64_t n, A* to) const {
-    for (int64_t i = 0; i < n; ++i) feature_row(FeatureMap::sigmoid, q_row(t, g, first + i), p.dim, to + i * ld, ld);
+    load_sinks(t, g, first, n, to, ld);
   }
   void load_sources(const Tokens& t, int64_t g, int64_t first, int64_t n, A* to) const {
-    for (int64_t i = 0; i < n; ++i) feature_row(FeatureMap::sigmoid, k_row(t, g, first + i), p.dim, to + i * ld, ld);
+    load_sources(t, g, first, n, to, ld);
   }
   // weight_i v_i
   void load_weighted_value(const Tokens& t, int64_t g, int64_t i, A weight, A* to) const {
     map_row(v_row(t, g, i), p.dim_v, to, ld_v, [weight](vec<A> x) { return weight * x; });
   }
 
+  void load_weighted_values(const Tokens& t, int64_t g, int64_t first, int64_t n, const A* weight, A* to) const {
+    for (int64_t i = 0; i < n; ++i) {
+      prefetch_row(v_row(t, g, min_count(first + i + kRowsAhead, t.count - 1)), p.dim_v);
+      load_weighted_value(t, g, first + i, weight[i], to + i * ld_v);
+    }
+  }
+
   // row + eps where there are components, 0 in the padding.
-  void add_eps(const A* row, A* to) const {
-    for (int64_t x = 0; x < ld; ++x) to[x] = x < p.dim ? row[x] + eps() : A{0};
+  void add_eps(const A* row, A* to, int64_t width) const {
+    for (int64_t x = 0; x < width; ++x) to[x] = x < p.dim ? row[x] + eps() : A{0};
   }
   // (row + eps) . (with + eps) = row . (with + eps) + this
-  A eps_dot(const A* with_eps) const { return eps() * sum_row(with_eps, ld) + outside(); }
+  A eps_dot(const A* with_eps, int64_t width) const { return eps() * sum_row(with_eps, width) + outside(); }
+
+ private:
+  template <class F, class Row>
+  void load_features(const Tokens& t, int64_t first, int64_t n, F* to, int64_t width, Row&& row) const {
+    for (int64_t i = 0; i < n; ++i) {
+      prefetch_row(row(min_count(first + i + kRowsAhead, t.count - 1)), p.dim);
+      sigmoid_row(row(first + i), p.dim, to + i * width, width);
+    }
+  }
 };
 
 // fn(begin, end) of a segment's tokens; nothing if there are none.

@@ -159,6 +159,31 @@ template <class T> class ScanProduct {
                  ld_out);
   }
 
+  // For sums that are complete before they are used (nothing masked, no scores): state += rows^T c over n rows of
+  // features that lie elsewhere, `ld` apart, as A or, where operands are pairs, as bf16 ...
+  template <class F> void update_with(const F* rows, int64_t ld, int64_t n, A* state) {
+    const T* columns = nullptr;
+    int64_t width = ld;
+    if constexpr (kPairs) {
+      for (int64_t i = 0; i < n; i += 2) {
+        const bool both = i + 1 < n;
+        pack_row_pair<T, F>(rows + i * ld, both ? rows + (i + 1) * ld : nullptr, ld_in, b_columns_ + i / 2 * ld_in,
+                            ld_in);
+        pair_rows(c + i * ld_out, both ? c + (i + 1) * ld_out : nullptr, ld_out, right_ + (depth + i / 2) * ld_out);
+      }
+      columns = b_columns_;
+      width = ld_in;
+    } else {
+      columns = rows;
+    }
+    acc_panel<T>(columns, width, inner, depth_of<T>(n), right_ + depth * ld_out, ld_out, ld_out, ones_, state, ld_out);
+  }
+  // ... and out = rows . state.
+  template <class F> void apply_state_to(const F* rows, int64_t ld, int64_t n) {
+    std::memset(out, 0, n * ld_out * sizeof(A));
+    add_rows<T>(reinterpret_cast<const T*>(rows), ld / kPair<T>, n, depth, right_, ld_out, ld_out, out, ld_out);
+  }
+
  private:
   int64_t n_ = 0, panel_size_;
   int bad_count_ = 0;
