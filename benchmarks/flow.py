@@ -43,6 +43,18 @@ def main() -> None:
                 dtype=dtype,
                 bars={"released": 4.0 if dtype == torch.float32 else 8.0},
             )
+            # As the released module calls it: [B, T, H, D] transposed, not copied.
+            y = qkv(length, dtype, heads_last=True)
+            bench.run(
+                f"{name} heads last forward",
+                {
+                    "attn": lambda y=y: attn.flow_attention(*y),
+                    "released": lambda y=y: eager_scan.flow_attention(*y),
+                },
+                gflop=gflop,
+                dtype=dtype,
+                bars={"released": 4.0 if dtype == torch.float32 else 8.0},
+            )
             bench.run(
                 f"{name} forward+backward",
                 {
@@ -63,7 +75,8 @@ def main() -> None:
     linear_in_length(bench, "flow float32 causal", causal, lambda t: qkv(t, torch.float32))
     if bench.wanted("memory"):
         length = 4096 if args.quick else 65536
-        memory("flow causal forward", "return attn.flow_attention(*x, causal=True)", args.threads, length)
+        memory(bench, "flow causal forward", "return attn.flow_attention(*x, causal=True)", length)
+        memory(bench, "flow forward", "return attn.flow_attention(*x)", length)
     bench.finish()
 
 

@@ -58,7 +58,7 @@ def main() -> None:
     )
     if bench.wanted("memory"):
         length = 4096 if args.quick else 65536
-        memory("linear causal forward", "return attn.linear_attention(*x, causal=True)", args.threads, length)
+        memory(bench, "linear causal forward", "return attn.linear_attention(*x, causal=True)", length)
     bench.finish()
 
 

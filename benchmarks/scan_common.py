@@ -18,7 +18,12 @@ import eager_scan
 __all__ = ["eager_scan", "linear_in_length", "memory", "qkv", "training"]
 
 
-def qkv(length: int, dtype: torch.dtype, heads: int = 8, dim: int = 64) -> list[Tensor]:
+def qkv(
+    length: int, dtype: torch.dtype, heads: int = 8, dim: int = 64, *, heads_last: bool = False
+) -> list[Tensor]:
+    """[1, H, T, D]; ``heads_last``: views of [1, T, H, D], as models and the released modules pass them."""
+    if heads_last:
+        return [torch.randn(1, length, heads, dim, dtype=dtype).transpose(1, 2) for _ in range(3)]
     return [torch.randn(1, heads, length, dim, dtype=dtype) for _ in range(3)]
 
 
@@ -43,28 +48,33 @@ def linear_in_length(
         f"{name} T={long} and T={short}", {"attn": lambda: function(*b), "short": lambda: function(*a)}
     )
     if row:
-        print(f"    T={long} takes {1 / row['ratio']['short']:.2f} times T={short} (bar 8.5)")
+        row["times_longer"] = 1 / row["ratio"]["short"]
+        print(f"    T={long} takes {row['times_longer']:.2f} times T={short} (bar 8.5)")
 
 
 CHILD = """
-import resource, sys, torch, attn
+import sys, torch, attn
 length, threads = int(sys.argv[1]), int(sys.argv[2])
 dtype = getattr(torch, sys.argv[3])
 torch.set_num_threads(threads)
 def call(x):
     {call}
+def peak():
+    # Of this process alone: ru_maxrss starts with what the parent had when it was split off.
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM")) * 1024
 call([torch.randn(1, 8, 300, 64, dtype=dtype) for _ in range(3)])
 inputs = [torch.randn(1, 8, length, 64, dtype=dtype) for _ in range(3)]
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 out = call(inputs)
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak()
 result = out.numel() * out.element_size()
-print((after - before) * 1024 - result, sum(x.numel() * x.element_size() for x in inputs))
+print(after - before - result, sum(x.numel() * x.element_size() for x in inputs))
 """
 
 
-def memory(name: str, call: str, threads: int, length: int = 65536) -> None:
+def memory(bench: Bench, name: str, call: str, length: int = 65536) -> None:
     """Peak memory of a call beyond inputs and result, over the size of the inputs (q, k and v)."""
+    threads = bench.args.threads
     for dtype in ("float32", "bfloat16"):
         command = [sys.executable, "-c", CHILD.replace("{call}", call), str(length), str(threads), dtype]
         run = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -73,3 +83,5 @@ def memory(name: str, call: str, threads: int, length: int = 65536) -> None:
             f"{name} {dtype} T={length}: peak extra memory {extra / 1e6:.1f} MB, "
             f"{extra / inputs:.2f}x of the inputs"
         )
+        row = {"case": f"{name} {dtype} T={length} memory", "ms": {}, "ratio": {}, "bar": {}}
+        bench.rows.append({**row, "extra_bytes": extra, "input_bytes": inputs})

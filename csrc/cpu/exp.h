@@ -50,6 +50,22 @@ ATTN_INLINE f64v exp2v(f64v x) {
   return r;
 }
 
+// log2(x) for x >= 1 and finite, NaN for NaN; error 1e-7 of the result. With x = 2^n m and s = (m - 1) / (m + 1),
+// ln m = 2 (s + s^3 / 3 + s^5 / 5 + ...), and |s| < 0.18 for m between the square roots of 1/2 and 2.
+ATTN_INLINE f32v log2v(f32v x) {
+  const u32v bits = bit_cast<u32v>(x), shifted = bits - 0x3f3504f3u;  // of sqrt(1/2)
+  const f32v n = __builtin_convertvector(bit_cast<i32v>(shifted) >> 23, f32v);
+  const f32v m = bit_cast<f32v>((shifted & 0x7fffffu) + 0x3f3504f3u), s = (m - 1) / (m + 1), t = s * s;
+  const f32v series = (((t * (1.0f / 9) + 1.0f / 7) * t + 1.0f / 5) * t + 1.0f / 3) * t + 1;
+  const f32v y = n + s * series * static_cast<float>(2 * kLog2e);
+  return x == x ? y : x;
+}
+ATTN_INLINE f64v log2v(f64v x) {
+  f64v r{};
+  for (int i = 0; i < Lanes<double>::n; ++i) r[i] = std::log2(x[i]);
+  return r;
+}
+
 // tanh(x) = sign(x) (1 - e) / (1 + e), e = exp(-2|x|).
 template <class V> ATTN_INLINE V tanhv(V x) {
   using S = std::remove_reference_t<decltype(x[0])>;

@@ -134,16 +134,31 @@ template <class T> ATTN_INLINE void max_row(Sum<T>* m, const T* x, int64_t n) {
   for_lanes<Sum<T>>(n, [&](int64_t i, auto w) { put(m + i, max_or_nan(get(m + i, w), get(x + i, w)), w); });
 }
 
-// One row after another, whole: hardware prefetchers follow one row of a few KB, while m or sum stays in L1.
+// Rows are taken four at a time: m or sum is read and written once for them.
+constexpr int64_t kRowsAtOnce = 4;
 
 // m = max over rows
 template <class T> inline void max_rows(Sum<T>* m, const T* const* rows, int64_t count, int64_t n) {
-  for (int64_t r = 0; r < count; ++r) max_row<T>(m, rows[r], n);
+  int64_t r = 0;
+  for (; r + kRowsAtOnce <= count; r += kRowsAtOnce) {
+    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
+    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
+      put(m + i, max_or_nan(get(a + i, w), get(b + i, w), get(c + i, w), get(d + i, w), get(m + i, w)), w);
+    });
+  }
+  for (; r < count; ++r) max_row<T>(m, rows[r], n);
 }
 
-// sum += rows
+// sum += rows, in their order
 template <class T> inline void add_rows(Sum<T>* sum, const T* const* rows, int64_t count, int64_t n) {
-  for (int64_t r = 0; r < count; ++r) add_row<T>(sum, rows[r], n);
+  int64_t r = 0;
+  for (; r + kRowsAtOnce <= count; r += kRowsAtOnce) {
+    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
+    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
+      put(sum + i, (((get(sum + i, w) + get(a + i, w)) + get(b + i, w)) + get(c + i, w)) + get(d + i, w), w);
+    });
+  }
+  for (; r < count; ++r) add_row<T>(sum, rows[r], n);
 }
 
 // ---- results larger than the cache -----------------------------------------------------------------------------
@@ -151,6 +166,20 @@ template <class T> inline void add_rows(Sum<T>* sum, const T* const* rows, int64
 // From here on, writing around the cache saves reading each line before it is overwritten, and what would be evicted
 // is of no use to the next op anyway.
 constexpr int64_t kStreamBytes = 16 << 20;
+
+#if defined(__x86_64__)
+#if ATTN_VBYTES == 64 && defined(__AVX512F__)
+constexpr int64_t kStreamWidth = 64;  // whole lines
+ATTN_INLINE void stream_vector(const char* from, char* to) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(to), _mm512_loadu_si512(from));
+}
+#else
+constexpr int64_t kStreamWidth = 16;
+ATTN_INLINE void stream_vector(const char* from, char* to) {
+  _mm_stream_si128(reinterpret_cast<__m128i*>(to), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+#endif
+#endif
 
 // Where a work item puts its result rows: straight to memory, or by way of a scratch row and streaming stores.
 template <class T> class RowWriter {
@@ -170,28 +199,32 @@ template <class T> class RowWriter {
 
   // The row is complete.
   void done(T* out) const {
-    if (stream_) copy(out);
+    if (stream_) copy(scratch_, out);
+  }
+
+  // A row that lies elsewhere.
+  void write(const T* row, T* out) const {
+    if (stream_) copy(row, out);
+    else std::memcpy(static_cast<void*>(out), row, n_ * sizeof(T));
   }
 
  private:
-  void copy(T* out) const {
+  void copy(const T* row, T* out) const {
 #if defined(__x86_64__)
-    const char* from = reinterpret_cast<const char*>(scratch_);
+    const char* from = reinterpret_cast<const char*>(row);
     char* to = reinterpret_cast<char*>(out);
     int64_t bytes = n_ * static_cast<int64_t>(sizeof(T));
-    const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & 15);
+    const int64_t head = static_cast<int64_t>(-reinterpret_cast<uintptr_t>(to) & (kStreamWidth - 1));
     if (head >= bytes) {
       std::memcpy(to, from, bytes);
       return;
     }
     std::memcpy(to, from, head);
     int64_t i = head;
-    for (; i + 16 <= bytes; i += 16) {
-      _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
-    }
+    for (; i + kStreamWidth <= bytes; i += kStreamWidth) stream_vector(from + i, to + i);
     std::memcpy(to + i, from + i, bytes - i);
 #else
-    std::memcpy(static_cast<void*>(out), scratch_, n_ * sizeof(T));
+    std::memcpy(static_cast<void*>(out), row, n_ * sizeof(T));
 #endif
   }
 

@@ -283,15 +283,27 @@ template <class In> class PanelForward {
     const bool stream = p_.sequences.count * p_.heads * p_.queries * p_.dim_v * int64_t{sizeof(In)} >= kStreamBytes;
     const RowWriter<In> writer(stream, z.row, p_.dim_v);
     for (int64_t i = first; i < last; ++i) {
-      for (int64_t r = 0; r < cut_.rows(i); ++r) {
-        const int64_t from = (i - first) * W + r, at = (sequence * p_.heads + head) * p_.queries + i * W + r;
-        A factor = 1;
-        if (softmax) finish_row(z.m[from], z.l[from], -kInf<A>, factor, static_cast<A*>(p_.lse)[at]);
-        else if (p_.activation == PoolActivation::relu_mean) factor = factors_[sequence];
-        In* out = static_cast<In*>(p_.out) + at * p_.dim_v;
-        scale_row<In>(writer.row(out), factor, z.o + from * columns_, p_.dim_v);
+      const int64_t panel_row = (i - first) * W, at = (sequence * p_.heads + head) * p_.queries + i * W;
+      A factors[W], lse[W];
+      if (softmax) finish_rows(z.m + panel_row, z.l + panel_row, factors, lse);
+      else fill_row(factors, p_.activation == PoolActivation::relu_mean ? factors_[sequence] : A{1}, W);
+      if (softmax) std::memcpy(static_cast<A*>(p_.lse) + at, lse, cut_.rows(i) * sizeof(A));
+      In* out = static_cast<In*>(p_.out) + at * p_.dim_v;
+      const A* from = z.o + panel_row * columns_;
+      for (int64_t r = 0; r < cut_.rows(i); ++r, out += p_.dim_v, from += columns_) {
+        scale_row<In>(writer.row(out), factors[r], from, p_.dim_v);
         writer.done(out);
       }
+    }
+  }
+
+  // Of a panel of rows: the factor of the weighted sum and the log-sum-exp. Rows without keys give 0 and -inf.
+  static void finish_rows(const A* m, const A* l, A* factors, A* lse) {
+    for (int64_t r = 0; r < W; r += L) {
+      const vec<A> top = load(m + r), sum = load(l + r), least = splat(-kInf<A>);
+      const auto empty = (top == least) & (sum == 0);
+      store(factors + r, empty ? vec<A>{} : 1 / (empty ? vec<A>{} + 1 : sum));
+      store(lse + r, empty ? least : (top + log2v(sum)) * static_cast<A>(kLn2));
     }
   }
 

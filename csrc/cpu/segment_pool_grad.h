@@ -27,7 +27,14 @@ template <class T> struct SegmentGradient {
 
   // dx of a part. `share` is what each of its tokens gets: those that equal m for a maximum (tie first: only the first
   // one, so the share is used up), else the first, the last or all. share is overwritten.
-  void write_rows(const SegmentPart& part, const S* m, S* share, const RowWriter<T>& writer) const {
+  void write_rows(const SegmentPart& part, const S* m, S* share, T* row, const RowWriter<T>& writer) const {
+    if (!p.mask.data && (p.reduce == PoolReduce::mean || p.reduce == PoolReduce::sum)) {
+      // The same row for every token: rounded once.
+      scale_row<T>(row, S{1}, share, n);
+      T* out = static_cast<T*>(b.dx) + (part.batch * p.tokens + part.begin) * n;
+      for (int64_t t = part.begin; t < part.end; ++t, out += n) writer.write(row, out);
+      return;
+    }
     int64_t chosen = kNone;
     if (p.reduce == PoolReduce::first || p.reduce == PoolReduce::last) {
       for (int64_t t = part.begin; t < part.end; ++t) {
@@ -60,7 +67,7 @@ template <class T> struct SegmentGradient {
         divide_row(scratch.b, scratch.c, n);
       }
     }
-    write_rows(part, scratch.a, scratch.b, writer);
+    write_rows(part, scratch.a, scratch.b, scratch.row, writer);
   }
 
   // From the maxima and tie counts of a segment's parts to the maximum and the share of each part.
@@ -118,7 +125,7 @@ template <class T> inline void segment_backward(const SegmentPoolBackwardParams&
     const RowWriter<T> writer(p.batch * p.tokens * n * int64_t{sizeof(T)} >= kStreamBytes, scratch.row, n);
     items.for_parts(item, [&](const SegmentPart& part) {
       if (part.whole) gradient.whole_segment(part, scratch, writer);
-      else gradient.write_rows(part, maxima + part.number * n, shares + part.number * n, writer);
+      else gradient.write_rows(part, maxima + part.number * n, shares + part.number * n, scratch.row, writer);
     });
   });
   // Tokens past the last segment of a packed batch.
