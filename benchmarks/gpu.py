@@ -252,6 +252,22 @@ def axis_gate(clock: Clock, row: Row) -> None:
     finish(row, clock.medians(calls))
 
 
+def query_pool(queries: int) -> Callable[[Clock, Row], None]:
+    def run(clock: Clock, row: Row) -> None:
+        k, v = (torch.randn(16, 12, 16384, 64, device="cuda", dtype=BF16) for _ in range(2))
+        q = torch.randn(1, 12, queries, 64, device="cuda", dtype=BF16)
+        repeated = q.expand(16, -1, -1, -1)
+        twin = torch.empty_like(k)  # a copy moves as many bytes as k and v have
+        calls = {
+            "attn": lambda: attn.query_pool(q, k, v),
+            "copy of k": lambda: twin.copy_(k),
+            **sdpa_backends(repeated, k, v, causal=False),
+        }
+        finish(row, clock.medians(calls))
+
+    return run
+
+
 def finish(row: Row, medians: dict[str, float]) -> None:
     row.ours_ms = medians.pop("attn", None)
     row.peers_ms = medians
@@ -280,6 +296,8 @@ CASES = (
     Case("HiP T=131072, dense", ("hip_select", "hip_attend"), long_against_dense(attn.hip_attention), 15.0),
     Case("decode B=16 S=16384 Hkv=8, copy", ("decode_forward",), decode, 0.8),
     Case("merge_states 4 parts, copy", ("merge_states",), merge),
+    Case("query_pool 1 query, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(1), 0.7),
+    Case("query_pool 64 queries, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(64), 0.5),
     Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),
     *(
         Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)

@@ -66,6 +66,8 @@ attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states TYPES f32 bf16 
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states_backward TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/axis_gate_launch.h launch_axis_gate_forward TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/axis_gate_launch.h launch_axis_gate_backward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/sm80/query_pool_launch.h launch_query_pool_forward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/sm80/query_pool_launch.h launch_query_pool_backward TYPES f32 bf16 f16)
 # No op calls these yet: compiled by tests/static only.
 string(APPEND ATTN_CUDA_ROWS "#include \"cuda/smxx/layout_launch.h\"\n")
 file(CONFIGURE OUTPUT generated/cuda_kernels.cu CONTENT "${ATTN_CUDA_ROWS}")

@@ -2,6 +2,7 @@
 
 #include "cuda/axis_gate_parts.h"
 #include "cuda/decode_split.h"
+#include "cuda/query_pool_parts.h"
 
 #if ATTN_HAS_CUDA
 #include <dlfcn.h>
@@ -109,5 +110,9 @@ ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)
 ATTN_BACKEND(axis_gate_forward, AxisGateParams)
 ATTN_SCRATCH(axis_gate_scratch, AxisGateBackwardParams)
 ATTN_BACKEND_SCRATCH(axis_gate_backward, AxisGateBackwardParams)
+ATTN_SCRATCH(query_pool_scratch, QueryPoolParams)
+ATTN_BACKEND_SCRATCH(query_pool_forward, QueryPoolParams)
+ATTN_SCRATCH(query_pool_scratch, QueryPoolBackwardParams)
+ATTN_BACKEND_SCRATCH(query_pool_backward, QueryPoolBackwardParams)
 
 }  // namespace attn::ops

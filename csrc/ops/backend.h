@@ -34,4 +34,12 @@ void check_axis_gate_backward_on(const Check& check, const AxisGateBackwardParam
 int64_t axis_gate_scratch_on(const Check& check, const AxisGateBackwardParams& params);
 void axis_gate_backward_on(const Check& check, const AxisGateBackwardParams& params, float* scratch);
 
+// scratch: query_pool_scratch_on floats.
+void check_query_pool_forward_on(const Check& check, const QueryPoolParams& params);
+int64_t query_pool_scratch_on(const Check& check, const QueryPoolParams& params);
+void query_pool_forward_on(const Check& check, const QueryPoolParams& params, float* scratch);
+void check_query_pool_backward_on(const Check& check, const QueryPoolBackwardParams& params);
+int64_t query_pool_scratch_on(const Check& check, const QueryPoolBackwardParams& params);
+void query_pool_backward_on(const Check& check, const QueryPoolBackwardParams& params, float* scratch);
+
 }  // namespace attn::ops

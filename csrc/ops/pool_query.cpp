@@ -1,7 +1,9 @@
 // Pooling of keys and values by a few queries.
 #include <cmath>
+#include <limits>
 
 #include "ops/attend_args.h"
+#include "ops/backend.h"
 #include "ops/pool_args.h"
 
 namespace attn::ops {
@@ -61,21 +63,30 @@ QueryPoolParams arguments(const Check& check, const Tensor& q, const Tensor& k, 
 }
 
 bool empty(const QueryPoolParams& p) { return p.heads == 0 || p.queries == 0 || p.dim_v == 0; }
+bool has_keys(const QueryPoolParams& p) { return p.sequences.count > 0 && p.sequences.tokens > 0; }
 
 std::tuple<Tensor, Tensor> query_pool_forward(const Tensor& q, const Tensor& k, const Tensor& v,
                                               std::optional<double> scale, const OptionalTensor& cu_seqlens,
                                               const OptionalTensor& key_mask, const Text& activation,
                                               const Text& axis) {
-  const Check check("query_pool_forward");
+  const Check check("query_pool_forward", q);
   QueryPoolParams p = arguments(check, q, k, v, {scale, cu_seqlens, key_mask, activation, axis});
+  check_query_pool_forward_on(check, p);
   const bool has_lse = p.activation == PoolActivation::softmax_keys;
   const ScalarType type = statistics_type(q);
   Tensor out = new_tensor(q, {p.sequences.count, p.heads, p.queries, p.dim_v}, q.scalar_type());
   Tensor lse = has_lse ? new_tensor(q, {p.sequences.count, p.heads, p.queries}, type) : no_tensor(q, type);
   p.out = out.data_ptr();
   p.lse = data_if(lse, has_lse);
-  if (!empty(p)) cpu::query_pool_forward(p);
-  else torch::stable::zero_(lse);  // no value, hence nothing that its lse could serve
+  if (empty(p)) {
+    torch::stable::zero_(lse);  // no value, hence nothing that its lse could serve
+  } else if (!has_keys(p)) {
+    torch::stable::zero_(out);
+    torch::stable::fill_(lse, -std::numeric_limits<double>::infinity());
+  } else {
+    const Scratch scratch(q, query_pool_scratch_on(check, p));
+    query_pool_forward_on(check, p, scratch.floats());
+  }
   return {out, lse};
 }
 
@@ -84,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor> query_pool_backward(const Tensor& dout, const
                                                        const std::vector<bool>& wanted, std::optional<double> scale,
                                                        const OptionalTensor& cu_seqlens, const OptionalTensor& key_mask,
                                                        const Text& activation, const Text& axis) {
-  const Check check("query_pool_backward");
+  const Check check("query_pool_backward", q);
   QueryPoolParams p = arguments(check, q, k, v, {scale, cu_seqlens, key_mask, activation, axis});
   const std::vector<int64_t> sizes{p.sequences.count, p.heads, p.queries, p.dim_v};
   for (const auto& [t, name] : {std::pair<const Tensor*, const char*>{&dout, "dout"}, {&out, "out"}}) {
@@ -105,24 +116,34 @@ std::tuple<Tensor, Tensor, Tensor> query_pool_backward(const Tensor& dout, const
   QueryPoolBackwardParams b{};
   b.dout = head_view(check, dout, "dout", "[sequences, H, M, Dv]");
   b.shared = q.size(0) == 1;
+  b.forward = p;
+  check_query_pool_backward_on(check, b);
   Tensor dq = gradient_like(q, wanted[0]);
   Tensor dk = wanted[1] ? new_in_order_of(k, p.dim) : no_tensor(k, k.scalar_type());
   Tensor dv = wanted[2] ? new_in_order_of(v, p.dim_v) : no_tensor(v, v.scalar_type());
   b.dq = data_if(dq, wanted[0]);
   if (wanted[1]) b.dk = check.view4(dk);
   if (wanted[2]) b.dv = check.view4(dv);
-  b.forward = p;
-  if (!empty(p)) {
-    cpu::query_pool_backward(b);
-  } else {
+  if (empty(p) || !has_keys(p)) {
     for (Tensor* t : {&dq, &dk, &dv}) torch::stable::zero_(*t);
+    return {dq, dk, dv};
   }
+  if (check.on_cuda() && p.sequences.cu) {  // keys may stand behind the last sequence
+    for (Tensor* t : {&dk, &dv}) torch::stable::zero_(*t);
+  }
+  const Scratch scratch(q, query_pool_scratch_on(check, b));
+  query_pool_backward_on(check, b, scratch.floats());
   return {dq, dk, dv};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("query_pool_forward", TORCH_BOX(&query_pool_forward));
+  m.impl("query_pool_backward", TORCH_BOX(&query_pool_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("query_pool_forward", TORCH_BOX(&query_pool_forward));
   m.impl("query_pool_backward", TORCH_BOX(&query_pool_backward));
 }

@@ -120,6 +120,7 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "s2_attention": (_cuda_head_dim,),
     "merge_states": (),
     "axis_gate": (),
+    "query_pool": (),
 }
 _TENSOR_CORES = (torch.bfloat16, torch.float16)
 _TENSOR_CORE_OPS = (

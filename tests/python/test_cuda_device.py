@@ -154,6 +154,25 @@ def test_axis_gate(shape, dtype):
     same_as_on_cpu(attn.axis_gate, on_cpu)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("kind", [("softmax", "keys"), ("softmax", "queries"), ("relu_mean", "keys")])
+@pytest.mark.parametrize("queries", [1, 20, 100])
+@pytest.mark.parametrize("packed", [False, True])
+def test_query_pool(packed, queries, kind, dtype):
+    g = torch.Generator().manual_seed(queries)
+    batch, tokens = (1, 1500) if packed else (3, 700)
+    shapes = ((1, 4, queries, 72), (batch, 2, tokens, 72), (batch, 2, tokens, 200))
+    inputs = [torch.randn(*s, generator=g).to(dtype) for s in shapes]
+    options = {"activation": kind[0], "axis": kind[1]}
+    options["key_mask"] = torch.rand(batch, tokens, generator=g) < 0.8
+    if packed:
+        options["cu_seqlens"] = torch.tensor([0, 0, 700, 701, 1490], dtype=torch.int32)
+    same_as_on_cpu(attn.query_pool, inputs, **options)
+    if not packed:
+        inputs[0] = torch.randn(3, 4, queries, 72, generator=g).to(dtype)
+        same_as_on_cpu(attn.query_pool, inputs, **options)
+
+
 def test_same_bits_every_time_and_alone():
     q, k, v = tensors(B=3)
     layout = patterns.sink_window(300, 300, window=70, sink_tokens=5).to("cuda")

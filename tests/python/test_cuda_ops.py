@@ -29,6 +29,8 @@ CUDA_OPS = {
     "hip_backward",
     "merge_states",
     "merge_states_backward",
+    "query_pool_backward",
+    "query_pool_forward",
     "s2_backward",
     "s2_forward",
 }
@@ -36,7 +38,7 @@ CUDA_OPS = {
 NOT_SERVED = r"CUDA|empty.* API call failed"
 # Errors that need values of a tensor. On a GPU nobody looks: kernels skip what is out of range.
 ABOUT_VALUES = (
-    "cu_seqlens_[qk] must (start|not decrease|not exceed)|(kv|full)_count must be in .|disjoint|"
+    "cu_seqlens(_[qk])? must (start|not decrease|not exceed)|(kv|full)_count must be in .|disjoint|"
     "(kv|full)_index must (hold|be ascending)|partial_slot must be -1|"
     "(count|index) must (be in .|hold|be asc)|seqlens must be in .|block_table must hold"
 )

@@ -46,7 +46,7 @@ LIMITS = {
     "MergeSplits": Limit(2, 64),
     "QueryGradients": ATTEND,
     "KeyGradients": ATTEND,
-    "AttendDelta": Limit(2, 64),
+    "AttendDelta": Limit(3, 64),
     "SinkGradients": Limit(1, 64),
     "MergeStates": Limit(3, 64),
     "MergeStatesBackward": Limit(3, 64),
@@ -54,6 +54,9 @@ LIMITS = {
     "AxisGateForward": Limit(3, 64),
     "AxisGateBackward": Limit(3, 80),
     "AxisGateSums": Limit(3, 64),
+    "QueryPool": Limit(15, 255),  # those of float32 use no tensor cores
+    "QueryPoolSums": Limit(3, 80),
+    "QueryPoolCounts": Limit(1, 64),
 }
 # Tensor core products (warp, warpgroup), ldmatrix, cp.async, TMA loads, local memory.
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "LDL", "STL")
