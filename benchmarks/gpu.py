@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import re
 import statistics
 import sys
 import time
@@ -87,6 +88,16 @@ class Clock:
         end.synchronize()
         return start.elapsed_time(end)
 
+    def kernels(self, call: Call) -> str:
+        """Names of our kernels that a call launches, as the profiler saw them."""
+        from torch.profiler import ProfilerActivity, profile
+
+        with profile(activities=[ProfilerActivity.CUDA]) as seen:
+            call()
+            torch.cuda.synchronize()
+        found = [re.search(r"attn::cuda::kernel<(?:attn::cuda::)?(\w+)", e.key) for e in seen.key_averages()]
+        return ", ".join(sorted({name.group(1) for name in found if name})) or "unknown"
+
     def medians(self, candidates: dict[str, Call], seconds: float = 4.0) -> dict[str, float]:
         """Milliseconds of each, in turn, 5 to 50 rounds. One that raises is left out."""
         able = {}
@@ -95,6 +106,8 @@ class Clock:
                 call()
                 self.once(call)
                 able[name] = call
+                if name == "attn":
+                    print("  kernels:", self.kernels(call))
             except Exception as error:
                 print(f"  {name} left out: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
         times: dict[str, list[float]] = {name: [] for name in able}

@@ -4,8 +4,9 @@
 # tests/simt runs kernels).
 set(ATTN_CUDA AUTO CACHE STRING "CUDA kernels: AUTO (where nvcc and a CUDA build of torch are found), ON, OFF")
 set_property(CACHE ATTN_CUDA PROPERTY STRINGS AUTO ON OFF)
-# No kernel uses an instruction newer than sm_80's. Code for sm_80 runs on every 8.x GPU; 9.x needs its own, as code of
+# Kernels of sm80/ and smxx/ use no instruction newer than sm_80's. Code for sm_80 runs on every 8.x GPU; 9.x needs its own, as code of
 # another major version doesn't load; the PTX of 9.0 serves what comes after (10.x, 12.x), compiled by the driver once.
+# Kernels of sm90/ are compiled for 90a alone, beside them, where 9.0 is one of these (ATTN_CUDA_SM90A).
 set(ATTN_CUDA_ARCHS "80-real;90" CACHE STRING "GPU architectures, in CMake's notation (80-real: code only, 90: code and PTX)")
 # Features of a row in shared memory: a call takes the smallest that holds its head dimensions. More of them: less
 # waste for odd sizes, longer builds.
@@ -24,14 +25,23 @@ foreach(dim IN LISTS ATTN_CUDA_HEAD_DIMS)
   set(last ${dim})
 endforeach()
 
-# attn_cuda_instances(<header> <function> TYPES <...> [DIMS <...>])
+include(${CMAKE_CURRENT_LIST_DIR}/cutlass.cmake)
+
+# attn_cuda_instances(<header> <function> TYPES <...> [DIMS <...>] [SM90A])
 # A row of the table of instantiations: one source of a few lines per type and head dimension, so that they build side by
 # side and ccache sees each for itself. The header defines `template <DType kType[, int kDim]> void function(...)`, which
-# csrc/cuda/launchers.h declares. tests/static compiles all rows as one source, whether they are built here or not.
+# csrc/cuda/launchers.h declares. tests/static compiles all rows as one source, whether they are built here or not; those
+# for sm_90a as another.
 set(ATTN_CUDA_SOURCES csrc/cuda/launch.cu csrc/cuda/launch_pool.cu)
 set(ATTN_CUDA_ROWS "")
+set(ATTN_CUDA_SM90A_SOURCES "")
+set(ATTN_CUDA_SM90A_ROWS "")
 function(attn_cuda_instances header function)
-  cmake_parse_arguments(arg "" "" "TYPES;DIMS" ${ARGN})
+  cmake_parse_arguments(arg "SM90A" "" "TYPES;DIMS" ${ARGN})
+  set(table ATTN_CUDA)
+  if(arg_SM90A)
+    set(table ATTN_CUDA_SM90A)
+  endif()
   if(NOT arg_DIMS)
     set(arg_DIMS none)
   endif()
@@ -47,15 +57,16 @@ function(attn_cuda_instances header function)
       set(row "#include \"${header}\"\nnamespace attn::cuda {\n")
       string(APPEND row "template decltype(${function}<${arguments}>) ${function}<${arguments}>;\n}\n")
       file(CONFIGURE OUTPUT ${name} CONTENT "${row}")
-      string(APPEND ATTN_CUDA_ROWS "${row}")
-      list(APPEND ATTN_CUDA_SOURCES ${PROJECT_BINARY_DIR}/${name})
+      string(APPEND ${table}_ROWS "${row}")
+      list(APPEND ${table}_SOURCES ${PROJECT_BINARY_DIR}/${name})
     endforeach()
   endforeach()
-  set(ATTN_CUDA_SOURCES ${ATTN_CUDA_SOURCES} PARENT_SCOPE)
-  set(ATTN_CUDA_ROWS "${ATTN_CUDA_ROWS}" PARENT_SCOPE)
+  set(${table}_SOURCES ${${table}_SOURCES} PARENT_SCOPE)
+  set(${table}_ROWS "${${table}_ROWS}" PARENT_SCOPE)
 endfunction()
 
 attn_cuda_instances(cuda/sm80/attend_launch.h launch_attend_forward TYPES bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
+attn_cuda_instances(cuda/sm90/attend_launch.h launch_attend_groups TYPES bf16 f16 DIMS 64 128 SM90A)
 attn_cuda_instances(cuda/sm80/decode_launch.h launch_decode TYPES bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
 attn_cuda_instances(cuda/sm80/hip_launch.h launch_hip_select TYPES f32 bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_splits TYPES bf16 f16)
@@ -71,6 +82,7 @@ attn_cuda_instances(cuda/sm80/query_pool_launch.h launch_query_pool_backward TYP
 # No op calls these yet: compiled by tests/static only.
 string(APPEND ATTN_CUDA_ROWS "#include \"cuda/smxx/layout_launch.h\"\n")
 file(CONFIGURE OUTPUT generated/cuda_kernels.cu CONTENT "${ATTN_CUDA_ROWS}")
+file(CONFIGURE OUTPUT generated/cuda_kernels_sm90a.cu CONTENT "${ATTN_CUDA_SM90A_ROWS}")
 
 if(ATTN_CUDA STREQUAL "OFF")
   return()
@@ -117,13 +129,33 @@ list(TRANSFORM ATTN_CUDA_HEAD_DIMS REPLACE "(.+)" "ATTN_CUDA_DIM(\\1)" OUTPUT_VA
 list(JOIN dim_rows "\n" dim_rows)
 file(CONFIGURE OUTPUT generated/attn_cuda_dims.inc CONTENT "${dim_rows}\n")
 
+set(ATTN_CUDA_TARGETS attn_cuda)
 add_library(attn_cuda OBJECT ${ATTN_CUDA_SOURCES})
-target_include_directories(attn_cuda PRIVATE include csrc ${PROJECT_BINARY_DIR}/generated)
 list(JOIN CMAKE_CUDA_ARCHITECTURES " " ATTN_CUDA_ARCHS_TEXT)
-# ATTN_ISA: functions shared with the CPU kernels are not shared in the library.
-target_compile_definitions(attn_cuda PRIVATE ATTN_ISA=device "ATTN_CUDA_ARCHS=\"${ATTN_CUDA_ARCHS_TEXT}\"")
-set_target_properties(attn_cuda PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
-target_compile_options(attn_cuda PRIVATE
-  -Xcompiler=-Wall,-ffile-prefix-map=${PROJECT_SOURCE_DIR}=attn,-ffile-prefix-map=${PROJECT_BINARY_DIR}=build
-  # A kernel that spills is a mistake: the table in tests/static says how many registers each may use.
-  -Xptxas=--warn-on-spills $<$<BOOL:${ATTN_WERROR}>:-Werror=all-warnings>)
+set(for_hopper OFF)
+if(ATTN_CUDA_SM90A STREQUAL "ON" OR CMAKE_CUDA_ARCHITECTURES MATCHES "(^|;)(90|native|all)")
+  set(for_hopper ON)
+endif()
+if(for_hopper AND ATTN_CUTLASS_INCLUDE)
+  add_library(attn_cuda_sm90a OBJECT ${ATTN_CUDA_SM90A_SOURCES})
+  set_target_properties(attn_cuda_sm90a PROPERTIES CUDA_ARCHITECTURES 90a-real)
+  target_include_directories(attn_cuda_sm90a SYSTEM PRIVATE ${ATTN_CUTLASS_INCLUDE})
+  target_compile_definitions(attn_cuda PRIVATE ATTN_CUDA_SM90A=1)
+  list(APPEND ATTN_CUDA_TARGETS attn_cuda_sm90a)
+  string(APPEND ATTN_CUDA_ARCHS_TEXT " 90a-real")
+  message(STATUS "CUDA kernels for sm_90a: CUTLASS ${ATTN_CUTLASS_INCLUDE}")
+elseif(for_hopper AND ATTN_CUDA_SM90A STREQUAL "AUTO")
+  message(STATUS "CUDA kernels for sm_90a: not built (no CUTLASS: pip install nvidia-cutlass==4.2.0.0, or -DCUTLASS_DIR=...); "
+    "those of sm_80 serve its GPUs")
+endif()
+foreach(target IN LISTS ATTN_CUDA_TARGETS)
+  target_include_directories(${target} PRIVATE include csrc ${PROJECT_BINARY_DIR}/generated)
+  # ATTN_ISA: functions shared with the CPU kernels are not shared in the library.
+  target_compile_definitions(${target} PRIVATE ATTN_ISA=device "ATTN_CUDA_ARCHS=\"${ATTN_CUDA_ARCHS_TEXT}\"")
+  set_target_properties(${target} PROPERTIES CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_VISIBILITY_PRESET hidden)
+  target_compile_options(${target} PRIVATE
+    -Xcompiler=-Wall,-ffile-prefix-map=${PROJECT_SOURCE_DIR}=attn,-ffile-prefix-map=${PROJECT_BINARY_DIR}=build
+    # A kernel that spills is a mistake: the table in tests/static says how many registers each may use.
+    -Xptxas=--warn-on-spills $<$<BOOL:${ATTN_WERROR}>:-Werror=all-warnings>)
+endforeach()
+list(TRANSFORM ATTN_CUDA_TARGETS REPLACE "(.+)" "$<TARGET_OBJECTS:\\1>" OUTPUT_VARIABLE ATTN_CUDA_OBJECTS)

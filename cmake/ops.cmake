@@ -29,7 +29,7 @@ add_library(attn_ops MODULE ${ATTN_OPS_SOURCES})
 target_link_libraries(attn_ops PRIVATE attn_kernels attn_torch)
 target_compile_definitions(attn_ops PRIVATE ATTN_HAS_CUDA=$<BOOL:${ATTN_HAS_CUDA}>)
 if(ATTN_HAS_CUDA)
-  target_sources(attn_ops PRIVATE $<TARGET_OBJECTS:attn_cuda>)
+  target_sources(attn_ops PRIVATE ${ATTN_CUDA_OBJECTS})
   target_link_libraries(attn_ops PRIVATE CUDA::cudart_static)
   # The C++ compiler links: the kernels need no device linking, and its options are set below.
   set_target_properties(attn_ops PROPERTIES LINKER_LANGUAGE CXX CUDA_RESOLVE_DEVICE_SYMBOLS OFF)

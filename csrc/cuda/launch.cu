@@ -6,6 +6,7 @@
 #include "cuda/hip_nodes.h"
 #include "cuda/launchers.h"
 #include "cuda/refuse.h"
+#include "cuda/sm90/serves.h"
 
 namespace attn::cuda {
 namespace {
@@ -51,6 +52,24 @@ AttendLaunchers choose(const AttendParams& p) {
     case DType::f16: return by_dim<AttendForwardOf<DType::f16>>(what, whose, dim);
     default: refuse_dtype(what, "bfloat16 and float16", p.dtype);
   }
+}
+
+// The kernel for sm_90a, where this build and the current device have it and it serves the call; else null. It computes
+// what launch_attend_forward does.
+Launcher<AttendParams> choose_groups(const AttendParams& p) {
+#if ATTN_CUDA_SM90A
+  constexpr const char* what = "attention forward";
+  if (!groups_serve(p) || attribute(what, cudaDevAttrComputeCapabilityMajor) != 9 ||
+      attribute(what, cudaDevAttrComputeCapabilityMinor) != 0) {
+    return nullptr;
+  }
+  const bool bf16 = p.dtype == DType::bf16;
+  if (p.dim == 64) return bf16 ? launch_attend_groups<DType::bf16, 64> : launch_attend_groups<DType::f16, 64>;
+  return bf16 ? launch_attend_groups<DType::bf16, 128> : launch_attend_groups<DType::f16, 128>;
+#else
+  static_cast<void>(p);
+  return nullptr;
+#endif
 }
 
 template <DType kType> struct AttendGradientsOf {
@@ -144,7 +163,10 @@ ATTN_CUDA_OP(merge_states_backward, MergeStatesBackwardParams)
 
 void attend_forward(const AttendParams& params, float* scratch, Stream stream) {
   const AttendLaunchers chosen = choose(params);
-  if (!few_rows(params)) return chosen.many(params, stream);
+  if (!few_rows(params)) {
+    const Launcher<AttendParams> groups = choose_groups(params);
+    return (groups ? groups : chosen.many)(params, stream);
+  }
   const DecodeParams decode = decode_params(params, scratch);
   chosen.few(decode, stream);
   if (decode.splits > 1) chosen.merge(merge_params(decode), stream);

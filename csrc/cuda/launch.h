@@ -16,7 +16,7 @@ namespace attn::cuda {
 using Stream = CUstream_st*;
 
 // f16 and bf16, head dimensions up to the largest of the build (256 unless configured otherwise). scratch:
-// attend_scratch(params) floats on the device.
+// attend_scratch(params) floats on the device. On sm_90 some calls take kernels of their own (sm90/serves.h).
 void attend_forward(const AttendParams& params, float* scratch, Stream stream);
 // scratch: [B, H, Tq] floats on the device.
 void attend_backward(const AttendBackwardParams& params, float* scratch, Stream stream);

@@ -10,6 +10,7 @@
 namespace attn::cuda {
 
 template <DType kType, int kDim> void launch_attend_forward(const AttendParams& params, Stream stream);
+template <DType kType, int kDim> void launch_attend_groups(const AttendParams& params, Stream stream);  // sm_90a
 template <DType kType, int kDim> void launch_decode(const DecodeParams& params, Stream stream);
 template <DType kType, int kDim> void launch_hip_select(const SelectParams& params, Stream stream);
 template <DType kType> void launch_merge_splits(const MergeSplitsParams& params, Stream stream);
