@@ -281,6 +281,16 @@ def query_pool(queries: int) -> Callable[[Clock, Row], None]:
     return run
 
 
+def topk_nodes(clock: Clock, row: Row) -> None:
+    score = torch.randn(1024 * 1024, device="cuda")
+    cu = torch.arange(0, score.numel() + 1, 1024, dtype=torch.int32, device="cuda")
+    calls = {
+        "attn": lambda: torch.ops.attn.topk_nodes(score, cu, 0.5),
+        "torch.topk of equal graphs": lambda: score.view(1024, 1024).topk(512),
+    }
+    finish(row, clock.medians(calls))
+
+
 def finish(row: Row, medians: dict[str, float]) -> None:
     row.ours_ms = medians.pop("attn", None)
     row.peers_ms = medians
@@ -311,6 +321,7 @@ CASES = (
     Case("merge_states 4 parts, copy", ("merge_states",), merge),
     Case("query_pool 1 query, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(1), 0.7),
     Case("query_pool 64 queries, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(64), 0.5),
+    Case("topk_nodes 1024 graphs of 1024, torch.topk", ("topk_nodes",), topk_nodes),
     Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),
     *(
         Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)

@@ -77,6 +77,7 @@ attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states TYPES f32 bf16 
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states_backward TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/axis_gate_launch.h launch_axis_gate_forward TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/axis_gate_launch.h launch_axis_gate_backward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/smxx/topk_nodes_launch.h launch_topk_nodes TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/query_pool_launch.h launch_query_pool_forward TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/query_pool_launch.h launch_query_pool_backward TYPES f32 bf16 f16)
 # No op calls these yet: compiled by tests/static only.

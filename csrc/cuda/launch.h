@@ -32,6 +32,9 @@ void merge_states_backward(const MergeStatesBackwardParams& params, Stream strea
 void axis_gate_forward(const AxisGateParams& params, Stream stream);
 void axis_gate_backward(const AxisGateBackwardParams& params, float* scratch, Stream stream);
 
+// f32, f16 and bf16. scratch: topk_scratch(params) floats on the device.
+void topk_nodes(const TopkNodesParams& params, float* scratch, Stream stream);
+
 // f32, f16 and bf16. scratch: query_pool_scratch(params) floats on the device.
 void query_pool_forward(const QueryPoolParams& params, float* scratch, Stream stream);
 void query_pool_backward(const QueryPoolBackwardParams& params, float* scratch, Stream stream);
@@ -44,6 +47,7 @@ void check_merge_states(const MergeStatesParams& params);
 void check_merge_states_backward(const MergeStatesBackwardParams& params);
 void check_axis_gate_forward(const AxisGateParams& params);
 void check_axis_gate_backward(const AxisGateBackwardParams& params);
+void check_topk_nodes(const TopkNodesParams& params);
 void check_query_pool_forward(const QueryPoolParams& params);
 void check_query_pool_backward(const QueryPoolBackwardParams& params);
 

@@ -17,6 +17,10 @@ auto choose(const AxisGateBackwardParams& b) {
   return by_type<AxisGateBackwardOf>("axis_gate backward", b.forward.dtype);
 }
 
+struct TopkNodesOf { template <DType kType> static constexpr Launcher<TopkPass> of = launch_topk_nodes<kType>; };
+
+auto choose(const TopkNodesParams& p) { return by_type<TopkNodesOf>("topk_nodes", p.dtype); }
+
 struct QueryPoolForwardOf {
   template <DType kType> static constexpr Launcher<QueryPoolForward> of = launch_query_pool_forward<kType>;
 };
@@ -50,6 +54,11 @@ void axis_gate_forward(const AxisGateParams& params, Stream stream) { choose(par
 void check_axis_gate_backward(const AxisGateBackwardParams& params) { choose(params); }
 void axis_gate_backward(const AxisGateBackwardParams& params, float* scratch, Stream stream) {
   choose(params)(axis_gate_sums(params, scratch), stream);
+}
+
+void check_topk_nodes(const TopkNodesParams& params) { choose(params); }
+void topk_nodes(const TopkNodesParams& params, float* scratch, Stream stream) {
+  choose(params)(topk_pass(params, scratch), stream);
 }
 
 void check_query_pool_forward(const QueryPoolParams& params) { choose(params); }

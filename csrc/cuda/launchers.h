@@ -6,6 +6,7 @@
 #include "cuda/backward_params.h"
 #include "cuda/launch.h"
 #include "cuda/query_pool_parts.h"
+#include "cuda/topk_parts.h"
 
 namespace attn::cuda {
 
@@ -23,6 +24,7 @@ template <DType kType> void launch_merge_states_backward(const MergeStatesBackwa
 
 template <DType kType> void launch_axis_gate_forward(const AxisGateParams& params, Stream stream);
 template <DType kType> void launch_axis_gate_backward(const AxisGateSumsParams& params, Stream stream);
+template <DType kType> void launch_topk_nodes(const TopkPass& params, Stream stream);
 template <DType kType> void launch_query_pool_forward(const QueryPoolForward& params, Stream stream);
 template <DType kType> void launch_query_pool_backward(const QueryPoolBackward& params, Stream stream);
 

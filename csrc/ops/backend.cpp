@@ -3,6 +3,7 @@
 #include "cuda/axis_gate_parts.h"
 #include "cuda/decode_split.h"
 #include "cuda/query_pool_parts.h"
+#include "cuda/topk_parts.h"
 
 #if ATTN_HAS_CUDA
 #include <dlfcn.h>
@@ -110,6 +111,8 @@ ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)
 ATTN_BACKEND(axis_gate_forward, AxisGateParams)
 ATTN_SCRATCH(axis_gate_scratch, AxisGateBackwardParams)
 ATTN_BACKEND_SCRATCH(axis_gate_backward, AxisGateBackwardParams)
+ATTN_SCRATCH(topk_scratch, TopkNodesParams)
+ATTN_BACKEND_SCRATCH(topk_nodes, TopkNodesParams)
 ATTN_SCRATCH(query_pool_scratch, QueryPoolParams)
 ATTN_BACKEND_SCRATCH(query_pool_forward, QueryPoolParams)
 ATTN_SCRATCH(query_pool_scratch, QueryPoolBackwardParams)

@@ -34,6 +34,11 @@ void check_axis_gate_backward_on(const Check& check, const AxisGateBackwardParam
 int64_t axis_gate_scratch_on(const Check& check, const AxisGateBackwardParams& params);
 void axis_gate_backward_on(const Check& check, const AxisGateBackwardParams& params, float* scratch);
 
+// scratch: topk_scratch_on floats.
+void check_topk_nodes_on(const Check& check, const TopkNodesParams& params);
+int64_t topk_scratch_on(const Check& check, const TopkNodesParams& params);
+void topk_nodes_on(const Check& check, const TopkNodesParams& params, float* scratch);
+
 // scratch: query_pool_scratch_on floats.
 void check_query_pool_forward_on(const Check& check, const QueryPoolParams& params);
 int64_t query_pool_scratch_on(const Check& check, const QueryPoolParams& params);

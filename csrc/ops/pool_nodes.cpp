@@ -1,6 +1,7 @@
 // Per-graph selection of nodes by score.
 #include <cmath>
 
+#include "ops/backend.h"
 #include "ops/pool_args.h"
 
 namespace attn::ops {
@@ -8,7 +9,7 @@ namespace {
 
 std::tuple<Tensor, Tensor> topk_nodes(const Tensor& score, const Tensor& cu_seqlens, std::optional<double> ratio,
                                       std::optional<int64_t> k, std::optional<double> min_score) {
-  const Check check("topk_nodes");
+  const Check check("topk_nodes", score);
   TopkNodesParams p{};
   check.on_device(score, "score");
   p.dtype = check.floating(score, "score");
@@ -28,16 +29,19 @@ std::tuple<Tensor, Tensor> topk_nodes(const Tensor& score, const Tensor& cu_seql
   p.k = k.value_or(0);
   p.by_score = min_score.has_value();
   p.min_score = min_score.value_or(0);
+  check_topk_nodes_on(check, p);
   Tensor perm = new_tensor(score, {p.nodes}, ScalarType::Long);
   Tensor kept = new_tensor(score, {p.graphs + 1}, ScalarType::Int);
   p.perm = static_cast<int64_t*>(perm.data_ptr());
   p.new_cu = static_cast<int32_t*>(kept.data_ptr());
-  cpu::topk_nodes(p);
+  const Scratch scratch(score, topk_scratch_on(check, p));
+  topk_nodes_on(check, p, scratch.floats());
   return {perm, kept};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) { m.impl("topk_nodes", TORCH_BOX(&topk_nodes)); }
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("topk_nodes", TORCH_BOX(&topk_nodes)); }
 
 }  // namespace attn::ops

@@ -121,6 +121,7 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "merge_states": (),
     "axis_gate": (),
     "query_pool": (),
+    "topk_nodes": (),
 }
 _TENSOR_CORES = (torch.bfloat16, torch.float16)
 _TENSOR_CORE_OPS = (

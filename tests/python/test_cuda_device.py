@@ -173,6 +173,20 @@ def test_query_pool(packed, queries, kind, dtype):
         same_as_on_cpu(attn.query_pool, inputs, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("rule", [{"ratio": 0.3}, {"k": 5}, {"min_score": 0.4}], ids=str)
+def test_topk_nodes(rule, dtype):
+    """Every index is that of the CPU."""
+    sizes = torch.tensor([7, 0, 1, 3000, 40_000, 2, 100])
+    cu = torch.nn.functional.pad(sizes.cumsum(0), (1, 0)).int()
+    score = torch.randn(int(cu[-1]), generator=torch.Generator().manual_seed(1)).to(dtype)
+    score[::97] = float("nan")
+    wanted = attn.topk_nodes(score, cu_seqlens=cu, **rule)
+    found = attn.topk_nodes(score.cuda(), cu_seqlens=cu.cuda(), **rule)
+    for a, e in zip(found, wanted, strict=True):
+        assert torch.equal(a.cpu(), e)
+
+
 def test_same_bits_every_time_and_alone():
     q, k, v = tensors(B=3)
     layout = patterns.sink_window(300, 300, window=70, sink_tokens=5).to("cuda")

@@ -33,6 +33,7 @@ CUDA_OPS = {
     "query_pool_forward",
     "s2_backward",
     "s2_forward",
+    "topk_nodes",
 }
 # What an op says to arguments that are right: no such kernel, no kernels in this build, or no GPU.
 NOT_SERVED = r"CUDA|empty.* API call failed"

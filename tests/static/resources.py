@@ -57,6 +57,13 @@ LIMITS = {
     "QueryPool": Limit(15, 255),  # those of float32 use no tensor cores
     "QueryPoolSums": Limit(3, 80),
     "QueryPoolCounts": Limit(1, 64),
+    "TopkCounts": Limit(3, 64),
+    "TopkBounds": Limit(1, 64),
+    "TopkFill": Limit(1, 64),
+    "TopkSort": Limit(3, 64),
+    "TopkMerge": Limit(1, 64),
+    "TopkWrite": Limit(1, 64),
+    "TopkAbove": Limit(3, 64),
 }
 # Kernels that are compiled for sm_90a alone, with CUTLASS. They move registers from a producer to
 # consumers: the number is what a block starts with. HMMA: their careful way (sm90/attend_forward.h).
