@@ -291,6 +291,15 @@ def topk_nodes(clock: Clock, row: Row) -> None:
     finish(row, clock.medians(calls))
 
 
+def flow(causal: bool) -> Callable[[Clock, Row], None]:
+    def run(clock: Clock, row: Row) -> None:
+        q, k, v = qkv(65536, heads=8, dim=64)
+        calls = {"attn": lambda: attn.flow_attention(q, k, v, causal=causal)}
+        finish(row, clock.medians({**calls, **sdpa_backends(q, k, v, causal=causal)}))
+
+    return run
+
+
 def finish(row: Row, medians: dict[str, float]) -> None:
     row.ours_ms = medians.pop("attn", None)
     row.peers_ms = medians
@@ -322,6 +331,8 @@ CASES = (
     Case("query_pool 1 query, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(1), 0.7),
     Case("query_pool 64 queries, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(64), 0.5),
     Case("topk_nodes 1024 graphs of 1024, torch.topk", ("topk_nodes",), topk_nodes),
+    Case("flow attention D=64 T=65536, dense", ("flow_forward",), flow(False)),
+    Case("causal flow attention D=64 T=65536, dense", ("flow_causal_forward",), flow(True)),
     Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),
     *(
         Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)

@@ -32,7 +32,7 @@ include(${CMAKE_CURRENT_LIST_DIR}/cutlass.cmake)
 # side and ccache sees each for itself. The header defines `template <DType kType[, int kDim]> void function(...)`, which
 # csrc/cuda/launchers.h declares. tests/static compiles all rows as one source, whether they are built here or not; those
 # for sm_90a as another.
-set(ATTN_CUDA_SOURCES csrc/cuda/launch.cu csrc/cuda/launch_pool.cu)
+set(ATTN_CUDA_SOURCES csrc/cuda/launch.cu csrc/cuda/launch_pool.cu csrc/cuda/launch_scan.cu)
 set(ATTN_CUDA_ROWS "")
 set(ATTN_CUDA_SM90A_SOURCES "")
 set(ATTN_CUDA_SM90A_ROWS "")
@@ -80,6 +80,10 @@ attn_cuda_instances(cuda/smxx/axis_gate_launch.h launch_axis_gate_backward TYPES
 attn_cuda_instances(cuda/smxx/topk_nodes_launch.h launch_topk_nodes TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/query_pool_launch.h launch_query_pool_forward TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/query_pool_launch.h launch_query_pool_backward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/sm80/flow_launch.h launch_flow_forward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/sm80/flow_launch.h launch_flow_backward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/sm80/flow_launch.h launch_sum_groups TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/sm80/flow_launch.h launch_flow_step TYPES f32 bf16 f16)
 # No op calls these yet: compiled by tests/static only.
 string(APPEND ATTN_CUDA_ROWS "#include \"cuda/smxx/layout_launch.h\"\n")
 file(CONFIGURE OUTPUT generated/cuda_kernels.cu CONTENT "${ATTN_CUDA_ROWS}")

@@ -3,6 +3,7 @@
 // What this build has no kernel for, or the GPU can't run, throws std::runtime_error before anything is launched.
 #pragma once
 
+#include "attn/flow.h"
 #include "attn/merge.h"
 #include "attn/params.h"
 #include "attn/pool.h"
@@ -39,12 +40,23 @@ void topk_nodes(const TopkNodesParams& params, float* scratch, Stream stream);
 void query_pool_forward(const QueryPoolParams& params, float* scratch, Stream stream);
 void query_pool_backward(const QueryPoolBackwardParams& params, float* scratch, Stream stream);
 
+// f32, f16 and bf16, head dimensions up to 256. scratch: flow_scratch(params) floats on the device.
+void flow_forward(const FlowParams& params, float* scratch, Stream stream);
+// Not causal. scratch: flow_backward_scratch(params) floats.
+void flow_backward(const FlowBackwardParams& params, float* scratch, Stream stream);
+void flow_step(const FlowStepParams& params, Stream stream);
+void sum_groups(const SumGroupsParams& params, Stream stream);
+
 // Throws what the call would for its dtype and head dimensions, whatever the machine; reads no pointer.
 void check_attend_forward(const AttendParams& params);
 void check_hip_select(const SelectParams& params);
 void check_attend_backward(const AttendBackwardParams& params);
 void check_merge_states(const MergeStatesParams& params);
 void check_merge_states_backward(const MergeStatesBackwardParams& params);
+void check_flow_forward(const FlowParams& params);
+void check_flow_backward(const FlowBackwardParams& params);
+void check_sum_groups(const SumGroupsParams& params);
+void check_flow_step(const FlowStepParams& params);
 void check_axis_gate_forward(const AxisGateParams& params);
 void check_axis_gate_backward(const AxisGateBackwardParams& params);
 void check_topk_nodes(const TopkNodesParams& params);

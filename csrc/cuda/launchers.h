@@ -4,6 +4,7 @@
 
 #include "cuda/axis_gate_parts.h"
 #include "cuda/backward_params.h"
+#include "cuda/flow_grad_work.h"
 #include "cuda/launch.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/topk_parts.h"
@@ -27,5 +28,10 @@ template <DType kType> void launch_axis_gate_backward(const AxisGateSumsParams& 
 template <DType kType> void launch_topk_nodes(const TopkPass& params, Stream stream);
 template <DType kType> void launch_query_pool_forward(const QueryPoolForward& params, Stream stream);
 template <DType kType> void launch_query_pool_backward(const QueryPoolBackward& params, Stream stream);
+
+template <DType kType> void launch_flow_forward(const FlowWork& work, Stream stream);
+template <DType kType> void launch_flow_backward(const FlowGradWork& work, Stream stream);
+template <DType kType> void launch_sum_groups(const SumGroupsParams& params, Stream stream);
+template <DType kType> void launch_flow_step(const FlowStepParams& params, Stream stream);
 
 }  // namespace attn::cuda

@@ -2,6 +2,7 @@
 
 #include "cuda/axis_gate_parts.h"
 #include "cuda/decode_split.h"
+#include "cuda/flow_grad_work.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/topk_parts.h"
 
@@ -107,6 +108,13 @@ ATTN_BACKEND_SCRATCH(attend_backward, AttendBackwardParams)
 ATTN_BACKEND(hip_select, SelectParams)
 ATTN_BACKEND(merge_states, MergeStatesParams)
 ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)
+
+ATTN_SCRATCH(flow_scratch, FlowParams)
+ATTN_BACKEND_SCRATCH(flow_forward, FlowParams)
+ATTN_SCRATCH(flow_backward_scratch, FlowBackwardParams)
+ATTN_BACKEND_SCRATCH(flow_backward, FlowBackwardParams)
+ATTN_BACKEND(sum_groups, SumGroupsParams)
+ATTN_BACKEND(flow_step, FlowStepParams)
 
 ATTN_BACKEND(axis_gate_forward, AxisGateParams)
 ATTN_SCRATCH(axis_gate_scratch, AxisGateBackwardParams)

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attn/cpu.h"
+#include "attn/flow.h"
 #include "attn/merge.h"
 #include "attn/pool.h"
 #include "ops/check.h"
@@ -26,6 +27,18 @@ void merge_states_on(const Check& check, const MergeStatesParams& params);
 
 void check_merge_states_backward_on(const Check& check, const MergeStatesBackwardParams& params);
 void merge_states_backward_on(const Check& check, const MergeStatesBackwardParams& params);
+
+// scratch: flow_scratch_on floats.
+void check_flow_forward_on(const Check& check, const FlowParams& params);
+int64_t flow_scratch_on(const Check& check, const FlowParams& params);
+void flow_forward_on(const Check& check, const FlowParams& params, float* scratch);
+void check_flow_backward_on(const Check& check, const FlowBackwardParams& params);
+int64_t flow_backward_scratch_on(const Check& check, const FlowBackwardParams& params);
+void flow_backward_on(const Check& check, const FlowBackwardParams& params, float* scratch);
+void check_sum_groups_on(const Check& check, const SumGroupsParams& params);
+void sum_groups_on(const Check& check, const SumGroupsParams& params);
+void check_flow_step_on(const Check& check, const FlowStepParams& params);
+void flow_step_on(const Check& check, const FlowStepParams& params);
 
 // scratch: axis_gate_scratch_on floats.
 void check_axis_gate_forward_on(const Check& check, const AxisGateParams& params);

@@ -2,6 +2,7 @@
 #include <limits>
 
 #include "attn/flow.h"
+#include "ops/backend.h"
 #include "ops/scan_args.h"
 #include "ops/text.h"
 
@@ -50,6 +51,17 @@ bool head_softmax(const Check& check, const Text& competition) {
 
 bool empty(const FlowParams& p) { return p.batch == 0 || p.heads == 0 || p.dim_v == 0 || p.sequences == 0; }
 
+// May a mask or packing leave rows that no kernel on a GPU writes?
+bool may_drop(const Check& check, const FlowParams& p) {
+  return check.on_cuda() && (p.query_mask.data || p.key_mask.data || p.cu);
+}
+
+void run_flow_forward(const Check& check, const FlowParams& p, const Tensor& q, Tensor& out) {
+  if (may_drop(check, p)) torch::stable::zero_(out);
+  const Scratch scratch(q, flow_scratch_on(check, p));
+  flow_forward_on(check, p, scratch.floats());
+}
+
 // Statistics have places for every token; those that a mask or packing leaves free are zero.
 Tensor statistics(const Check&, const FlowParams& p, const Tensor& q, int64_t kinds, int64_t tokens) {
   Tensor t = new_tensor(q, {p.batch, p.heads, kinds, tokens}, statistics_type(q));
@@ -63,10 +75,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flow_forward(const Tensor& q,
                                                                 bool source_norm, const OptionalTensor& query_mask,
                                                                 const OptionalTensor& key_mask,
                                                                 const OptionalTensor& cu_seqlens) {
-  const Check check("flow_forward");
+  const Check check("flow_forward", q);
   FlowParams p = flow_params(check, q, k, v,
                              {eps, eps_outside, clamp, false, head_softmax(check, competition), source_norm, query_mask,
                               key_mask, cu_seqlens});
+  check_flow_forward_on(check, p);
   const ScalarType type = statistics_type(q);
   Tensor out = new_in_order_of(q, p.dim_v);
   Tensor sinks = statistics(check, p, q, 2, p.tq), sources = statistics(check, p, q, 3, p.tk);
@@ -82,7 +95,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flow_forward(const Tensor& q,
   p.sources = sources.data_ptr();
   p.sums = sums.data_ptr();
   p.product = product.data_ptr();
-  cpu::flow_forward(p);
+  run_flow_forward(check, p, q, out);
   return {out, sinks, sources, sums, product};
 }
 
@@ -95,26 +108,34 @@ std::tuple<Tensor, Tensor, Tensor> run_flow_backward(const Check& check, FlowPar
   FlowBackwardParams b{};
   b.dout = result_view(check, dout, "dout", {p.batch, p.heads, p.tq, p.dim_v}, q);
   b.forward = p;
+  if (!p.causal) check_flow_backward_on(check, b);
   Tensor dq = new_in_order_of(q, p.dim), dk = new_in_order_of(k, p.dim), dv = new_in_order_of(v, p.dim_v);
   if (empty(p)) {
     for (Tensor* t : {&dq, &dk, &dv}) torch::stable::zero_(*t);
     return {dq, dk, dv};
   }
   const int64_t group = p.heads / p.heads_kv;
+  const bool unwritten = may_drop(check, p) || (check.on_cuda() && (p.tq == 0 || p.tk == 0));
+  const auto run = [&](Tensor& to_k, Tensor& to_v) {
+    if (unwritten) {
+      for (Tensor* t : {&dq, &to_k, &to_v}) torch::stable::zero_(*t);
+    }
+    b.dk = check.view4(to_k);
+    b.dv = check.view4(to_v);
+    if (p.causal) return cpu::flow_backward(b);  // there is no op on CUDA that comes here
+    const Scratch scratch(q, flow_backward_scratch_on(check, b));
+    flow_backward_on(check, b, scratch.floats());
+  };
   b.dq = check.view4(dq);
   if (group == 1) {
-    b.dk = check.view4(dk);
-    b.dv = check.view4(dv);
-    cpu::flow_backward(b);
+    run(dk, dv);
     return {dq, dk, dv};
   }
   Tensor dk_heads = new_tensor(q, {p.batch, p.heads, p.tk, p.dim}, q.scalar_type());
   Tensor dv_heads = new_tensor(q, {p.batch, p.heads, p.tk, p.dim_v}, q.scalar_type());
-  b.dk = check.view4(dk_heads);
-  b.dv = check.view4(dv_heads);
-  cpu::flow_backward(b);
-  cpu::sum_groups({p.dtype, p.batch, p.heads_kv, group, p.tk, p.dim, b.dk, check.view4(dk)});
-  cpu::sum_groups({p.dtype, p.batch, p.heads_kv, group, p.tk, p.dim_v, b.dv, check.view4(dv)});
+  run(dk_heads, dv_heads);
+  sum_groups_on(check, {p.dtype, p.batch, p.heads_kv, group, p.tk, p.dim, b.dk, check.view4(dk)});
+  sum_groups_on(check, {p.dtype, p.batch, p.heads_kv, group, p.tk, p.dim_v, b.dv, check.view4(dv)});
   return {dq, dk, dv};
 }
 
@@ -124,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_backward(const Tensor& dout, const Tenso
                                                  bool eps_outside, std::optional<double> clamp, const Text& competition,
                                                  bool source_norm, const OptionalTensor& query_mask,
                                                  const OptionalTensor& key_mask, const OptionalTensor& cu_seqlens) {
-  const Check check("flow_backward");
+  const Check check("flow_backward", q);
   FlowParams p = flow_params(check, q, k, v,
                              {eps, eps_outside, clamp, false, head_softmax(check, competition), source_norm, query_mask,
                               key_mask, cu_seqlens});
@@ -136,14 +157,15 @@ std::tuple<Tensor, Tensor, Tensor> flow_backward(const Tensor& dout, const Tenso
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> flow_causal_forward(
     const Tensor& q, const Tensor& k, const Tensor& v, double eps, bool eps_outside, std::optional<double> clamp,
     const OptionalTensor& mask, const OptionalTensor& cu_seqlens, bool keep_state) {
-  const Check check("flow_causal_forward");
+  const Check check("flow_causal_forward", q);
   FlowParams p = flow_params(check, q, k, v, {eps, eps_outside, clamp, true, false, false, mask, mask, cu_seqlens});
+  check_flow_forward_on(check, p);
   const ScalarType type = statistics_type(q);
   Tensor out = new_in_order_of(q, p.dim_v);
   Tensor sinks = statistics(check, p, q, 2, p.tq), sources = statistics(check, p, q, 3, p.tk);
   const auto state = [&](const std::vector<int64_t>& sizes) {
     Tensor t = keep_state ? new_tensor(q, sizes, type) : no_tensor(q, type);
-    if (empty(p)) torch::stable::zero_(t);
+    if (empty(p) || check.on_cuda()) torch::stable::zero_(t);  // kernels there skip sequences without tokens
     return t;
   };
   Tensor sums = state({p.sequences, p.heads, 4, p.dim}), product = state({p.sequences, p.heads, p.dim, p.dim_v});
@@ -161,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> flow_causal_f
     p.log_mean = log_mean.data_ptr();
     p.tokens = tokens.data_ptr();
   }
-  cpu::flow_forward(p);
+  run_flow_forward(check, p, q, out);
   return {out, sinks, sources, sums, product, log_mean, tokens};
 }
 
@@ -180,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flow_step(const Tensor& q, co
                                                              const OptionalTensor& log_mean,
                                                              const OptionalTensor& tokens, double eps,
                                                              std::optional<double> clamp) {
-  const Check check("flow_step");
+  const Check check("flow_step", q);
   FlowParams sizes{};
   set_query_key_value(check, sizes, q, k, v);
   check.require(sizes.tq == 1 && sizes.tk == 1, "q, k and v must hold one token, got ", sizes.tq, " and ", sizes.tk);
@@ -194,11 +216,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flow_step(const Tensor& q, co
               state_data(check, product, "product", {b, h, d, dv}, "[B, H, D, Dv]", q),
               state_data(check, log_mean, "log_mean", {b, h}, "[B, H]", q),
               state_data(check, tokens, "tokens", {b}, "[B]", q)};
-  const ScalarType type = statistics_type(q);
-  Tensor out = new_in_order_of(q, dv);
-  Tensor new_sums = new_tensor(q, {b, h, 4, d}, type), new_product = new_tensor(q, {b, h, d, dv}, type);
-  Tensor new_log_mean = new_tensor(q, {b, h}, type), new_tokens = new_tensor(q, {b}, type);
-  if (b == 0 || h == 0) torch::stable::zero_(new_tokens);
   p.dtype = sizes.dtype;
   p.batch = b;
   p.heads = h;
@@ -207,12 +224,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> flow_step(const Tensor& q, co
   p.dim_v = dv;
   p.eps = eps;
   p.clamp = clamp_or_off(check, clamp);
+  check_flow_step_on(check, p);
+  const ScalarType type = statistics_type(q);
+  Tensor out = new_in_order_of(q, dv);
+  Tensor new_sums = new_tensor(q, {b, h, 4, d}, type), new_product = new_tensor(q, {b, h, d, dv}, type);
+  Tensor new_log_mean = new_tensor(q, {b, h}, type), new_tokens = new_tensor(q, {b}, type);
+  if (b == 0 || h == 0) torch::stable::zero_(new_tokens);
   p.q = sizes.q;
   p.k = sizes.k;
   p.v = sizes.v;
   p.out = check.view4(out);
   p.after = {new_sums.data_ptr(), new_product.data_ptr(), new_log_mean.data_ptr(), new_tokens.data_ptr()};
-  cpu::flow_step(p);
+  flow_step_on(check, p);
   return {out, new_sums, new_product, new_log_mean, new_tokens};
 }
 
@@ -223,6 +246,13 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("flow_backward", TORCH_BOX(&flow_backward));
   m.impl("flow_causal_forward", TORCH_BOX(&flow_causal_forward));
   m.impl("flow_causal_backward", TORCH_BOX(&flow_causal_backward));
+  m.impl("flow_step", TORCH_BOX(&flow_step));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
+  m.impl("flow_forward", TORCH_BOX(&flow_forward));
+  m.impl("flow_backward", TORCH_BOX(&flow_backward));
+  m.impl("flow_causal_forward", TORCH_BOX(&flow_causal_forward));
   m.impl("flow_step", TORCH_BOX(&flow_step));
 }
 

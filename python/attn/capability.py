@@ -115,6 +115,8 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "attention": (_cuda_head_dim,),
     "block_sparse_attention": (_cuda_head_dim,),
     "decode_attention": (_cuda_head_dim,),
+    "flow_attention": (_cuda_head_dim,),
+    "flow_attention_step": (_cuda_head_dim,),
     "hip_attention": (_cuda_head_dim,),
     "hip_select": (_cuda_head_dim,),
     "s2_attention": (_cuda_head_dim,),

@@ -146,6 +146,38 @@ def test_merge_states(dtype, dim):
         torch.testing.assert_close(a.double(), e.nan_to_num(), rtol=tolerance, atol=tolerance)
 
 
+FLOW = {
+    "sources": {},
+    "heads": {"competition": "head", "clamp": None},
+    "source_norm": {"source_norm": True, "eps_outside": True, "clamp": 5.0},
+    "causal": {"causal": True, "clamp": None},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("options", FLOW.values(), ids=FLOW)
+@pytest.mark.parametrize("dim", [6, 64, 96])
+def test_flow_attention(options, dim, dtype):
+    keep = torch.arange(700).repeat(2, 1) < torch.tensor([700, 333])[:, None]
+    q, k, v = (torch.randn(2, h, 700, d).to(dtype) for h, d in ((4, dim), (2, dim), (2, 40)))
+    for masks in ({}, {"query_mask": keep, "key_mask": keep}):
+        same_as_on_cpu(attn.flow_attention, (q, k, v), **options, **masks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_flow_attention_steps(dtype):
+    q, k, v = (torch.randn(2, h, 300, 64, device="cuda").to(dtype) for h in (4, 2, 2))
+    whole = attn.flow_attention(q, k, v, causal=True)
+    first = [x[:, :, :290] for x in (q, k, v)]
+    rows, state = attn.flow_attention(*first, causal=True, return_state=True)
+    rows = [rows]
+    for t in range(290, 300):
+        row, state = attn.flow_attention_step(*(x[:, :, t : t + 1] for x in (q, k, v)), state)
+        rows.append(row)
+    tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(torch.cat(rows, 2), whole, rtol=tolerance, atol=tolerance)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("shape", [(2, 5, 33), (3, 200, 1000), (1, 40, 512), (2, 0, 3), (2, 3, 0)])
 def test_axis_gate(shape, dtype):
@@ -225,6 +257,8 @@ def test_no_call_waits_for_the_device():
         lambda: attn.s2_attention(q, k, v),
         lambda: attn.hip_attention(q, k, v, mask_k=64),
         lambda: attn.decode_attention(q[:, :, :1], k, v, seqlens=cu[1:]),
+        lambda: attn.flow_attention(*one, cu_seqlens=cu),
+        lambda: attn.flow_attention(*one, cu_seqlens=cu, causal=True, return_state=True),
         lambda: attn.merge_states(torch.stack((q, q)), q.new_zeros(2, *q.shape[:3], dtype=torch.float32)),
     ]
     for call in calls:
@@ -298,5 +332,5 @@ def test_refusals():
         torch.ops.attn.attend_forward(q, k, v)
     with pytest.raises(RuntimeError, match="v must be on cuda:0 like the other arguments"):
         torch.ops.attn.attend_forward(q, k, v.cpu())
-    with pytest.raises(attn.BackendError, match="cuda: has no kernels for flow_attention"):
-        attn.flow_attention(q, k, v)
+    with pytest.raises(attn.BackendError, match="cuda: has no kernels for agent_attention"):
+        attn.agent_attention(q, q, q, q)

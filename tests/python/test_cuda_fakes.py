@@ -102,8 +102,8 @@ def test_head_dimensions_without_kernels(kernels):
 def test_functions_without_kernels(kernels):
     mode = FakeTensorMode()
     q = fake_cuda(mode, torch.zeros(1, 2, 16, 8))
-    with mode, pytest.raises(attn.BackendError, match="cuda: has no kernels for flow_attention"):
-        attn.flow_attention(q, q, q)
+    with mode, pytest.raises(attn.BackendError, match="cuda: has no kernels for agent_attention"):
+        attn.agent_attention(q, q, q, q)
 
 
 def test_a_build_without_kernels(monkeypatch):
@@ -124,6 +124,8 @@ FUNCTIONS = {
     "decode_forward": lambda q, k, v, layout: attn.decode_attention(
         q, k, v, seqlens=q.new_zeros(1, dtype=torch.int32)
     ),
+    "flow_forward": lambda q, k, v, layout: attn.flow_attention(q, k, v),
+    "flow_causal_forward": lambda q, k, v, layout: attn.flow_attention(q, k, v, causal=True),
     "hip_select hip_attend": lambda q, k, v, layout: attn.hip_attention(
         q, k, v, mask_k=16, sliding_window=16
     ),

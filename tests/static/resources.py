@@ -64,6 +64,21 @@ LIMITS = {
     "TopkMerge": Limit(1, 64),
     "TopkWrite": Limit(1, 64),
     "TopkAbove": Limit(3, 64),
+    "ChunkScan": Limit(1, 64),
+    "FlowKept": Limit(1, 64),
+    "FlowSums": Limit(3, 128),  # 256 threads that hold rows in registers: two blocks on an SM
+    "FlowDots": Limit(6, 128),
+    "FlowWeights": Limit(1, 64),
+    "FlowHeadWeights": Limit(1, 64),
+    "FlowChunkProduct": Limit(3, 168),
+    "FlowOut": Limit(3, 255),
+    "FlowGradSums": Limit(9, 128),
+    "FlowGradWeights": Limit(1, 64),
+    "FlowGradChunkProduct": Limit(3, 168),
+    "FlowGradValues": Limit(3, 255),
+    "FlowGradRows": Limit(6, 255),
+    "SumGroups": Limit(3, 64),
+    "FlowStep": Limit(3, 80),
 }
 # Kernels that are compiled for sm_90a alone, with CUTLASS. They move registers from a producer to
 # consumers: the number is what a block starts with. HMMA: their careful way (sm90/attend_forward.h).

@@ -1,0 +1,59 @@
+// The same for the scan family.
+#include "cuda/choose.h"
+#include "cuda/launchers.h"
+
+namespace attn::cuda {
+namespace {
+
+struct FlowForwardOf { template <DType kType> static constexpr Launcher<FlowWork> of = launch_flow_forward<kType>; };
+struct FlowBackwardOf {
+  template <DType kType> static constexpr Launcher<FlowGradWork> of = launch_flow_backward<kType>;
+};
+struct SumGroupsOf { template <DType kType> static constexpr Launcher<SumGroupsParams> of = launch_sum_groups<kType>; };
+struct FlowStepOf { template <DType kType> static constexpr Launcher<FlowStepParams> of = launch_flow_step<kType>; };
+
+void check_flow_dims(const char* what, int64_t dim, int64_t dim_v) {
+  const int64_t most = dim > dim_v ? dim : dim_v;
+  if (most <= kFlowMaxDim) return;
+  refuse(what, "head dimensions of q, k and v must be at most ", kFlowMaxDim, ", got ", most,
+         "; move the tensors to the CPU");
+}
+
+auto choose(const FlowParams& p) {
+  constexpr const char* what = "flow attention";
+  check_flow_dims(what, p.dim, p.dim_v);
+  return by_type<FlowForwardOf>(what, p.dtype);
+}
+auto choose(const FlowBackwardParams& b) {
+  constexpr const char* what = "flow attention backward";
+  check_flow_dims(what, b.forward.dim, b.forward.dim_v);
+  return by_type<FlowBackwardOf>(what, b.forward.dtype);
+}
+auto choose(const SumGroupsParams& p) { return by_type<SumGroupsOf>("sum over grouped heads", p.dtype); }
+auto choose(const FlowStepParams& p) {
+  constexpr const char* what = "flow attention step";
+  check_flow_dims(what, p.dim, p.dim_v);
+  return by_type<FlowStepOf>(what, p.dtype);
+}
+
+}  // namespace
+
+void check_flow_forward(const FlowParams& params) { choose(params); }
+void flow_forward(const FlowParams& params, float* scratch, Stream stream) {
+  FlowScratch pieces{scratch};
+  choose(params)(flow_work(params, pieces), stream);
+}
+
+void check_flow_backward(const FlowBackwardParams& params) { choose(params); }
+void flow_backward(const FlowBackwardParams& params, float* scratch, Stream stream) {
+  FlowScratch pieces{scratch};
+  choose(params)(flow_grad_work(params, pieces), stream);
+}
+
+void check_sum_groups(const SumGroupsParams& params) { choose(params); }
+void sum_groups(const SumGroupsParams& params, Stream stream) { choose(params)(params, stream); }
+
+void check_flow_step(const FlowStepParams& params) { choose(params); }
+void flow_step(const FlowStepParams& params, Stream stream) { choose(params)(params, stream); }
+
+}  // namespace attn::cuda
