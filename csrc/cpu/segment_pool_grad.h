@@ -129,8 +129,9 @@ template <class T> inline void segment_backward(const SegmentPoolBackwardParams&
     });
   });
   // Tokens past the last segment of a packed batch.
-  const int64_t end = p.segments > 0 ? p.offsets[p.batch * (p.segments + 1) - 1] : 0;
-  if (p.batch == 1) clear_row(static_cast<T*>(b.dx) + end * n, (p.tokens - end) * n);
+  if (p.batch != 1) return;
+  const int64_t end = p.segments > 0 ? p.offsets[p.segments] : 0;
+  clear_row(static_cast<T*>(b.dx) + end * n, (p.tokens - end) * n);
 }
 
 }  // namespace pool

@@ -5,6 +5,7 @@
 
 #include "attn/rows.h"
 #include "cuda/grid.h"
+#include "cuda/places.h"
 
 namespace attn::cuda {
 
@@ -29,17 +30,6 @@ ATTN_HD Sequence sequence_inside(const AttendParams& p, int64_t s) {
   inside(x.q_token, p.tq, x.q_token, x.queries);
   inside(x.k_token, p.tk, x.k_token, x.keys);
   return x;
-}
-
-// The last sequence whose first place, first(s), isn't after `place`.
-template <class First> ATTN_HD int64_t sequence_of_place(int64_t sequences, int64_t place, First&& first) {
-  int64_t s = 0, end = sequences;
-  while (end - s > 1) {
-    const int64_t mid = (s + end) / 2;
-    if (first(mid) <= place) s = mid;
-    else end = mid;
-  }
-  return s;
 }
 
 // Row tile `tile` of `heads` heads from `head` of a sequence; false if it has no rows.

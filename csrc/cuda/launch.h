@@ -8,6 +8,7 @@
 #include "attn/params.h"
 #include "attn/pool.h"
 #include "cuda/decode_split.h"
+#include "cuda/segment_call.h"
 
 // As cuda_runtime.h has it.
 struct CUstream_st;
@@ -46,6 +47,18 @@ void flow_forward(const FlowParams& params, float* scratch, Stream stream);
 void flow_backward(const FlowBackwardParams& params, float* scratch, Stream stream);
 void flow_step(const FlowStepParams& params, Stream stream);
 void sum_groups(const SumGroupsParams& params, Stream stream);
+// f32, f16 and bf16; offsets may be null, for one segment. scratch: segment_pool_*_scratch(params) floats.
+void segment_pool_forward(const SegmentPoolParams& params, float* scratch, Stream stream);
+void segment_pool_backward(const SegmentPoolBackwardParams& params, float* scratch, Stream stream);
+void segment_ids(const SegmentIdsParams& params, Stream stream);
+// The same, and where each id's tokens begin: [B, segments + 1].
+void segment_offsets(const SegmentIdsParams& params, int64_t segments, int32_t* offsets, Stream stream);
+
+// f32, f16 and bf16.
+void tap_pool_forward(const TapPoolParams& params, Stream stream);
+void tap_pool_backward(const TapPoolBackwardParams& params, Stream stream);
+void window_pool_forward(const WindowPoolParams& params, Stream stream);
+void window_pool_backward(const WindowPoolBackwardParams& params, Stream stream);
 
 // Throws what the call would for its dtype and head dimensions, whatever the machine; reads no pointer.
 void check_attend_forward(const AttendParams& params);
@@ -62,5 +75,11 @@ void check_axis_gate_backward(const AxisGateBackwardParams& params);
 void check_topk_nodes(const TopkNodesParams& params);
 void check_query_pool_forward(const QueryPoolParams& params);
 void check_query_pool_backward(const QueryPoolBackwardParams& params);
+void check_segment_pool_forward(const SegmentPoolParams& params);
+void check_segment_pool_backward(const SegmentPoolBackwardParams& params);
+void check_tap_pool_forward(const TapPoolParams& params);
+void check_tap_pool_backward(const TapPoolBackwardParams& params);
+void check_window_pool_forward(const WindowPoolParams& params);
+void check_window_pool_backward(const WindowPoolBackwardParams& params);
 
 }  // namespace attn::cuda

@@ -12,6 +12,33 @@ struct AxisGateBackwardOf {
   template <DType kType> static constexpr Launcher<AxisGateSumsParams> of = launch_axis_gate_backward<kType>;
 };
 
+struct SegmentPoolOf {
+  template <DType kType> static constexpr Launcher<SegmentForwardParams> of = launch_segment_pool<kType>;
+};
+struct SegmentPoolBackwardOf {
+  template <DType kType> static constexpr Launcher<SegmentBackwardParams> of = launch_segment_pool_backward<kType>;
+};
+struct TapPoolOf { template <DType kType> static constexpr Launcher<TapForwardParams> of = launch_tap_pool<kType>; };
+struct TapPoolBackwardOf {
+  template <DType kType> static constexpr Launcher<TapBackwardParams> of = launch_tap_pool_backward<kType>;
+};
+struct WindowPoolOf {
+  template <DType kType> static constexpr Launcher<WindowForwardParams> of = launch_window_pool<kType>;
+};
+struct WindowPoolBackwardOf {
+  template <DType kType> static constexpr Launcher<WindowBackwardParams> of = launch_window_pool_backward<kType>;
+};
+
+auto choose(const SegmentPoolParams& p) { return by_type<SegmentPoolOf>("segment_pool", p.dtype); }
+auto choose(const SegmentPoolBackwardParams& b) {
+  return by_type<SegmentPoolBackwardOf>("segment_pool backward", b.forward.dtype);
+}
+auto choose(const TapPoolParams& p) { return by_type<TapPoolOf>("tap_pool", p.dtype); }
+auto choose(const TapPoolBackwardParams& b) { return by_type<TapPoolBackwardOf>("tap_pool backward", b.forward.dtype); }
+auto choose(const WindowPoolParams& p) { return by_type<WindowPoolOf>("window_pool", p.dtype); }
+auto choose(const WindowPoolBackwardParams& b) {
+  return by_type<WindowPoolBackwardOf>("window_pool backward", b.forward.dtype);
+}
 auto choose(const AxisGateParams& p) { return by_type<AxisGateForwardOf>("axis_gate", p.dtype); }
 auto choose(const AxisGateBackwardParams& b) {
   return by_type<AxisGateBackwardOf>("axis_gate backward", b.forward.dtype);
@@ -69,6 +96,39 @@ void query_pool_forward(const QueryPoolParams& params, float* scratch, Stream st
 void check_query_pool_backward(const QueryPoolBackwardParams& params) { choose(params); }
 void query_pool_backward(const QueryPoolBackwardParams& params, float* scratch, Stream stream) {
   choose(params)(QueryPoolBackward(params, scratch), stream);
+}
+
+void check_segment_pool_forward(const SegmentPoolParams& params) { choose(params); }
+void segment_pool_forward(const SegmentPoolParams& params, float* scratch, Stream stream) {
+  choose(params)(segment_forward_params(params, scratch), stream);
+}
+void check_segment_pool_backward(const SegmentPoolBackwardParams& params) { choose(params); }
+void segment_pool_backward(const SegmentPoolBackwardParams& params, float* scratch, Stream stream) {
+  choose(params)(segment_backward_params(params, scratch), stream);
+}
+void segment_ids(const SegmentIdsParams& params, Stream stream) { launch_segment_ids<DType::f32>(params, stream); }
+void segment_offsets(const SegmentIdsParams& params, int64_t segments, int32_t* offsets, Stream stream) {
+  segment_ids(params, stream);
+  const Sequences& s = params.sequences;
+  launch_segment_offsets<DType::f32>({s.batch, s.tokens, segments, params.ascending, offsets}, stream);
+}
+
+void check_tap_pool_forward(const TapPoolParams& params) { choose(params); }
+void tap_pool_forward(const TapPoolParams& params, Stream stream) {
+  choose(params)(tap_forward_params(params), stream);
+}
+void check_tap_pool_backward(const TapPoolBackwardParams& params) { choose(params); }
+void tap_pool_backward(const TapPoolBackwardParams& params, Stream stream) {
+  choose(params)(tap_backward_params(params), stream);
+}
+
+void check_window_pool_forward(const WindowPoolParams& params) { choose(params); }
+void window_pool_forward(const WindowPoolParams& params, Stream stream) {
+  choose(params)(window_forward_params(params), stream);
+}
+void check_window_pool_backward(const WindowPoolBackwardParams& params) { choose(params); }
+void window_pool_backward(const WindowPoolBackwardParams& params, Stream stream) {
+  choose(params)(window_backward_params(params), stream);
 }
 
 }  // namespace attn::cuda

@@ -8,6 +8,8 @@
 #include "cuda/launch.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/topk_parts.h"
+#include "cuda/tap_call.h"
+#include "cuda/window_call.h"
 
 namespace attn::cuda {
 
@@ -33,5 +35,14 @@ template <DType kType> void launch_flow_forward(const FlowWork& work, Stream str
 template <DType kType> void launch_flow_backward(const FlowGradWork& work, Stream stream);
 template <DType kType> void launch_sum_groups(const SumGroupsParams& params, Stream stream);
 template <DType kType> void launch_flow_step(const FlowStepParams& params, Stream stream);
+template <DType kType> void launch_segment_pool(const SegmentForwardParams& params, Stream stream);
+template <DType kType> void launch_segment_pool_backward(const SegmentBackwardParams& params, Stream stream);
+// kType: none of its kernels' business.
+template <DType kType> void launch_segment_ids(const SegmentIdsParams& params, Stream stream);
+template <DType kType> void launch_segment_offsets(const SegmentOffsetsParams& params, Stream stream);
+template <DType kType> void launch_tap_pool(const TapForwardParams& params, Stream stream);
+template <DType kType> void launch_tap_pool_backward(const TapBackwardParams& params, Stream stream);
+template <DType kType> void launch_window_pool(const WindowForwardParams& params, Stream stream);
+template <DType kType> void launch_window_pool_backward(const WindowBackwardParams& params, Stream stream);
 
 }  // namespace attn::cuda

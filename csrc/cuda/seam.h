@@ -17,6 +17,7 @@
 //   copy_commit(), copy_wait<groups left>()
 //
 //   float to_float(T), T from_float<T>(float), uint32_t pack<T>(float low, float high), float exp2_fast(float)
+//   P load_whole<P>(const void*), store_whole(void*, P)    at most 16 bytes, aligned to their size
 #pragma once
 
 #include <cstdint>

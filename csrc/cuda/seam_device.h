@@ -79,6 +79,10 @@ ATTN_DEVICE void copy16_async(void* shared, const void* global, int bytes) {
 ATTN_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kLeft> ATTN_DEVICE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory"); }
 
+// P is aligned to its size, at most 16 bytes: one instruction.
+template <class P> ATTN_DEVICE P load_whole(const void* p) { return *static_cast<const P*>(p); }
+template <class P> ATTN_DEVICE void store_whole(void* p, const P& x) { *static_cast<P*>(p) = x; }
+
 ATTN_DEVICE float to_float(float x) { return x; }
 ATTN_DEVICE double to_float(double x) { return x; }
 ATTN_DEVICE float to_float(Bf16 x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }

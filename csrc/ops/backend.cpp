@@ -126,4 +126,21 @@ ATTN_BACKEND_SCRATCH(query_pool_forward, QueryPoolParams)
 ATTN_SCRATCH(query_pool_scratch, QueryPoolBackwardParams)
 ATTN_BACKEND_SCRATCH(query_pool_backward, QueryPoolBackwardParams)
 
+ATTN_SCRATCH(segment_pool_forward_scratch, SegmentPoolParams)
+ATTN_BACKEND_SCRATCH(segment_pool_forward, SegmentPoolParams)
+ATTN_SCRATCH(segment_pool_backward_scratch, SegmentPoolBackwardParams)
+ATTN_BACKEND_SCRATCH(segment_pool_backward, SegmentPoolBackwardParams)
+void segment_ids_on(const Check& check, const cuda::SegmentIdsParams& params) {
+  static_cast<void>(params);
+  ATTN_CUDA_CALL(segment_ids, params);
+}
+void segment_offsets_on(const Check& check, const cuda::SegmentIdsParams& params, int64_t segments, int32_t* offsets) {
+  static_cast<void>(params), static_cast<void>(segments), static_cast<void>(offsets);
+  ATTN_CUDA_CALL(segment_offsets, params, segments, offsets);
+}
+ATTN_BACKEND(tap_pool_forward, TapPoolParams)
+ATTN_BACKEND(tap_pool_backward, TapPoolBackwardParams)
+ATTN_BACKEND(window_pool_forward, WindowPoolParams)
+ATTN_BACKEND(window_pool_backward, WindowPoolBackwardParams)
+
 }  // namespace attn::ops

@@ -6,6 +6,7 @@
 #include "attn/flow.h"
 #include "attn/merge.h"
 #include "attn/pool.h"
+#include "cuda/segment_call.h"
 #include "ops/check.h"
 
 namespace attn::ops {
@@ -59,5 +60,26 @@ void query_pool_forward_on(const Check& check, const QueryPoolParams& params, fl
 void check_query_pool_backward_on(const Check& check, const QueryPoolBackwardParams& params);
 int64_t query_pool_scratch_on(const Check& check, const QueryPoolBackwardParams& params);
 void query_pool_backward_on(const Check& check, const QueryPoolBackwardParams& params, float* scratch);
+
+// scratch: *_scratch_on floats.
+void check_segment_pool_forward_on(const Check& check, const SegmentPoolParams& params);
+int64_t segment_pool_forward_scratch_on(const Check& check, const SegmentPoolParams& params);
+void segment_pool_forward_on(const Check& check, const SegmentPoolParams& params, float* scratch);
+void check_segment_pool_backward_on(const Check& check, const SegmentPoolBackwardParams& params);
+int64_t segment_pool_backward_scratch_on(const Check& check, const SegmentPoolBackwardParams& params);
+void segment_pool_backward_on(const Check& check, const SegmentPoolBackwardParams& params, float* scratch);
+// Of CUDA tensors: ids as kernels take them, and where each id's tokens begin, [B, segments + 1].
+void segment_ids_on(const Check& check, const cuda::SegmentIdsParams& params);
+void segment_offsets_on(const Check& check, const cuda::SegmentIdsParams& params, int64_t segments, int32_t* offsets);
+
+void check_tap_pool_forward_on(const Check& check, const TapPoolParams& params);
+void tap_pool_forward_on(const Check& check, const TapPoolParams& params);
+void check_tap_pool_backward_on(const Check& check, const TapPoolBackwardParams& params);
+void tap_pool_backward_on(const Check& check, const TapPoolBackwardParams& params);
+
+void check_window_pool_forward_on(const Check& check, const WindowPoolParams& params);
+void window_pool_forward_on(const Check& check, const WindowPoolParams& params);
+void check_window_pool_backward_on(const Check& check, const WindowPoolBackwardParams& params);
+void window_pool_backward_on(const Check& check, const WindowPoolBackwardParams& params);
 
 }  // namespace attn::ops

@@ -41,7 +41,7 @@ inline const int32_t* cu_argument(const Check& check, const Tensor& cu, int64_t 
   const int64_t n = cu.size(0);
   check.require(n >= 1, "cu_seqlens must hold at least the entry 0, got shape ", shape_text(cu));
   const int32_t* values = static_cast<const int32_t*>(cu.data_ptr());
-  if (!check.values_known()) return values;
+  if (!check.values_known()) return values;  // kernels stay inside whatever it holds
   check.require(values[0] == 0, "cu_seqlens must start at 0, got ", values[0]);
   for (int64_t i = 1; i < n; ++i) {
     check.require(values[i] >= values[i - 1], "cu_seqlens must not decrease, got ", values[i - 1], " before ",
@@ -60,20 +60,25 @@ inline Sequences sequences(const Check& check, int64_t batch, int64_t tokens, co
   return {batch, tokens, cu_argument(check, *cu, tokens), cu->size(0) - 1};
 }
 
-// Segment ids [B, L] as kernels take them: contiguous and ascending within each sequence. A token that the mask drops
-// takes the id before it, so that whatever stands in padding does no harm.
-inline std::vector<int32_t> ascending_ids(const Check& check, const Tensor& ids, const Sequences& s,
-                                          const MaskView& mask) {
+inline IdView ids_argument(const Check& check, const Tensor& ids, const Sequences& s) {
   check.on_device(ids, "segment_ids");
   check.type(ids, "segment_ids", ScalarType::Int);
   check.shape(ids, "segment_ids", {s.batch, s.tokens}, "[B, L]");
-  const int32_t* data = static_cast<const int32_t*>(ids.data_ptr());
+  check.nonnegative_strides(ids, "segment_ids");
+  return {static_cast<const int32_t*>(ids.data_ptr()), ids.stride(0), ids.stride(1)};
+}
+
+// Segment ids [B, L] as kernels take them: contiguous and ascending within each sequence. A token that the mask drops
+// takes the id before it, so that whatever stands in padding does no harm. On a GPU a kernel does this
+// (segment_ids_on).
+inline std::vector<int32_t> ascending_ids(const Check& check, const IdView& ids, const Sequences& s,
+                                          const MaskView& mask) {
   std::vector<int32_t> ascending(s.batch * s.tokens);
   for (int64_t n = 0; n < s.count; ++n) {
     const SequenceSpan span = sequence_span(s, n);
     int32_t last = INT32_MIN;
     for (int64_t t = span.first; t < span.first + span.length; ++t) {
-      const int32_t id = data[span.batch * ids.stride(0) + t * ids.stride(1)];
+      const int32_t id = ids.data[span.batch * ids.batch + t * ids.token];
       if (taken(mask, span.batch, t)) {
         check.require(id >= last, "segment_ids must not decrease within a sequence, got ", last, " before ", id,
                       " at token ", t, " of batch entry ", span.batch);

@@ -39,7 +39,7 @@ void set_inputs(const Check& check, PonetArguments& a, const Tensor& k, const Te
   check.require(p.segment_length >= 0, "segment_length must be positive, or 0 for one segment, got ", p.segment_length);
   if (!options.segment_ids) return;
   check.require(p.segment_length == 0, "segment_ids and segment_length exclude each other");
-  a.ids = ascending_ids(check, *options.segment_ids, p.sequences, p.mask);
+  a.ids = ascending_ids(check, ids_argument(check, *options.segment_ids, p.sequences), p.sequences, p.mask);
   p.ids = a.ids.data();
 }
 

@@ -1,4 +1,5 @@
 // Segment pooling, by segment ids or by cu_seqlens.
+#include "ops/backend.h"
 #include "ops/pool_args.h"
 
 namespace attn::ops {
@@ -6,7 +7,9 @@ namespace {
 
 struct SegmentArguments {
   SegmentPoolParams p{};
-  std::vector<int32_t> offsets;
+  std::vector<int32_t> offsets;  // on the CPU
+  IdView ids{nullptr, 0, 0};     // on a GPU, where offsets are yet to be found
+  std::optional<Tensor> offsets_there;
 };
 
 PoolReduce reduction(const Check& check, const Text& name) {
@@ -22,7 +25,7 @@ PoolReduce reduction(const Check& check, const Text& name) {
 }
 
 // Offsets [B, segments + 1] of the segments that ids name.
-std::vector<int32_t> offsets_of(const Check& check, const Tensor& ids, const Sequences& s, const MaskView& mask,
+std::vector<int32_t> offsets_of(const Check& check, const IdView& ids, const Sequences& s, const MaskView& mask,
                                 int64_t segments) {
   const std::vector<int32_t> ascending = ascending_ids(check, ids, s, mask);
   std::vector<int32_t> offsets(s.batch * (segments + 1));
@@ -76,11 +79,15 @@ SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTe
   p.mask = mask_argument(check, mask, "mask", p.batch, p.tokens);
   check.length(p.tokens, "the number of tokens");
   check.require(num_segments >= 0 && num_segments < INT32_MAX, "num_segments must be >= 0, got ", num_segments);
+  p.segments = segment_ids ? num_segments : 1;
   if (segment_ids) {
-    p.segments = num_segments;
-    a.offsets = offsets_of(check, *segment_ids, {p.batch, p.tokens, nullptr, p.batch}, p.mask, p.segments);
+    const Sequences entries{p.batch, p.tokens, nullptr, p.batch};
+    a.ids = ids_argument(check, *segment_ids, entries);
+    if (!check.values_known()) return a;
+    a.offsets = offsets_of(check, a.ids, entries, p.mask, p.segments);
+  } else if (!check.values_known()) {
+    return a;  // kernels know the offsets of one segment
   } else {
-    p.segments = 1;
     for (int64_t b = 0; b < p.batch; ++b) {
       a.offsets.push_back(0);
       a.offsets.push_back(static_cast<int32_t>(p.tokens));
@@ -90,6 +97,17 @@ SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTe
   return a;
 }
 
+// Where the segments of ids begin, found on a GPU.
+void find_offsets(const Check& check, SegmentArguments& a, const Tensor& x) {
+  if (check.values_known() || !a.ids.data) return;
+  SegmentPoolParams& p = a.p;
+  const int64_t ids = p.batch * p.tokens;
+  a.offsets_there = new_tensor(x, {ids + p.batch * (p.segments + 1)}, ScalarType::Int);
+  int32_t* data = static_cast<int32_t*>(a.offsets_there->data_ptr());
+  segment_offsets_on(check, {{p.batch, p.tokens, nullptr, p.batch}, a.ids, p.mask, data}, p.segments, data + ids);
+  p.offsets = data + ids;
+}
+
 std::vector<int64_t> pooled_sizes(const SegmentPoolParams& p, bool packed) {
   if (packed) return {p.segments, p.channels};
   return {p.batch, p.segments, p.channels};
@@ -97,18 +115,22 @@ std::vector<int64_t> pooled_sizes(const SegmentPoolParams& p, bool packed) {
 
 Tensor segment_pool_forward(const Tensor& x, const OptionalTensor& segment_ids, const OptionalTensor& cu_seqlens,
                             int64_t num_segments, const Text& reduce, const OptionalTensor& mask) {
-  const Check check("segment_pool_forward");
+  const Check check("segment_pool_forward", x);
   SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduce, mask);
+  check_segment_pool_forward_on(check, a.p);
   Tensor out = new_tensor(x, pooled_sizes(a.p, cu_seqlens.has_value()), x.scalar_type());
   a.p.out = out.data_ptr();
-  if (out.numel() > 0) cpu::segment_pool_forward(a.p);
+  if (out.numel() == 0) return out;
+  find_offsets(check, a, x);
+  const Scratch scratch(x, segment_pool_forward_scratch_on(check, a.p));
+  segment_pool_forward_on(check, a.p, scratch.floats());
   return out;
 }
 
 Tensor segment_pool_backward(const Tensor& dout, const Tensor& x, const OptionalTensor& segment_ids,
                              const OptionalTensor& cu_seqlens, int64_t num_segments, const Text& reduce,
                              const OptionalTensor& mask, const Text& tie) {
-  const Check check("segment_pool_backward");
+  const Check check("segment_pool_backward", x);
   SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduce, mask);
   check.require(tie == "first" || tie == "even", "tie must be 'first' or 'even', got '", tie.value, "'");
   check.on_device(dout, "dout");
@@ -119,16 +141,26 @@ Tensor segment_pool_backward(const Tensor& dout, const Tensor& x, const Optional
   b.tie = tie == "even" ? TieRule::even : TieRule::first;
   b.dout = cu_seqlens ? TokenView{dout.data_ptr(), 0, dout.stride(0)}
                       : TokenView{dout.data_ptr(), dout.stride(0), dout.stride(1)};
-  Tensor dx = gradient_like(x, true);
-  b.dx = dx.data_ptr();
   b.forward = a.p;
-  if (dx.numel() > 0) cpu::segment_pool_backward(b);
+  check_segment_pool_backward_on(check, b);
+  Tensor dx = gradient_like(x, true);
+  if (dx.numel() == 0) return dx;
+  find_offsets(check, a, x);
+  b.forward = a.p;
+  b.dx = dx.data_ptr();
+  const Scratch scratch(x, segment_pool_backward_scratch_on(check, b));
+  segment_pool_backward_on(check, b, scratch.floats());
   return dx;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("segment_pool_forward", TORCH_BOX(&segment_pool_forward));
+  m.impl("segment_pool_backward", TORCH_BOX(&segment_pool_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("segment_pool_forward", TORCH_BOX(&segment_pool_forward));
   m.impl("segment_pool_backward", TORCH_BOX(&segment_pool_backward));
 }

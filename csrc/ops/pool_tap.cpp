@@ -1,4 +1,5 @@
 // Token-aware average pooling.
+#include "ops/backend.h"
 #include "ops/pool_args.h"
 
 namespace attn::ops {
@@ -33,32 +34,39 @@ TapPoolParams arguments(const Check& check, const Tensor& x, const Tensor& weigh
 
 Tensor tap_pool_forward(const Tensor& x, const Tensor& weights, int64_t height, int64_t width,
                         const std::vector<int64_t>& dilations) {
-  const Check check("tap_pool_forward");
+  const Check check("tap_pool_forward", x);
   TapPoolParams p = arguments(check, x, weights, height, width, dilations);
+  check_tap_pool_forward_on(check, p);
   Tensor out = gradient_like(x, true);
   p.out = out.data_ptr();
-  if (out.numel() > 0) cpu::tap_pool_forward(p);
+  if (out.numel() > 0) tap_pool_forward_on(check, p);
   return out;
 }
 
 std::tuple<Tensor, Tensor> tap_pool_backward(const Tensor& dout, const Tensor& x, const Tensor& weights,
                                              const std::vector<bool>& wanted, int64_t height, int64_t width,
                                              const std::vector<int64_t>& dilations) {
-  const Check check("tap_pool_backward");
+  const Check check("tap_pool_backward", x);
   TapPoolBackwardParams b{};
   b.forward = arguments(check, x, weights, height, width, dilations);
   b.dout = token_view_like(check, dout, "dout", x, "x");
   wanted_count(check, wanted, 2);
+  check_tap_pool_backward_on(check, b);
   Tensor dx = gradient_like(x, wanted[0]), dweights = gradient_like(weights, wanted[1]);
   b.dx = data_if(dx, wanted[0]);
   b.dweights = data_if(dweights, wanted[1]);
-  if (x.size(0) * x.size(1) > 0) cpu::tap_pool_backward(b);
+  if (x.size(0) * x.size(1) > 0) tap_pool_backward_on(check, b);
   return {dx, dweights};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("tap_pool_forward", TORCH_BOX(&tap_pool_forward));
+  m.impl("tap_pool_backward", TORCH_BOX(&tap_pool_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("tap_pool_forward", TORCH_BOX(&tap_pool_forward));
   m.impl("tap_pool_backward", TORCH_BOX(&tap_pool_backward));
 }

@@ -1,4 +1,5 @@
 // Window pooling.
+#include "ops/backend.h"
 #include "ops/pool_args.h"
 
 namespace attn::ops {
@@ -24,29 +25,36 @@ WindowPoolParams arguments(const Check& check, const Tensor& x, int64_t window, 
 
 Tensor window_pool_forward(const Tensor& x, int64_t window, const Text& reduce, int64_t dilation,
                            const OptionalTensor& mask, const OptionalTensor& cu_seqlens, bool count_include_pad) {
-  const Check check("window_pool_forward");
+  const Check check("window_pool_forward", x);
   WindowPoolParams p = arguments(check, x, window, reduce, dilation, mask, cu_seqlens, count_include_pad);
+  check_window_pool_forward_on(check, p);
   Tensor out = gradient_like(x, true);
   p.out = out.data_ptr();
-  if (out.numel() > 0) cpu::window_pool_forward(p);
+  if (out.numel() > 0) window_pool_forward_on(check, p);
   return out;
 }
 
 Tensor window_pool_backward(const Tensor& dout, const Tensor& x, int64_t window, const Text& reduce, int64_t dilation,
                             const OptionalTensor& mask, const OptionalTensor& cu_seqlens, bool count_include_pad) {
-  const Check check("window_pool_backward");
+  const Check check("window_pool_backward", x);
   WindowPoolBackwardParams b{};
   b.forward = arguments(check, x, window, reduce, dilation, mask, cu_seqlens, count_include_pad);
   b.dout = token_view_like(check, dout, "dout", x, "x");
+  check_window_pool_backward_on(check, b);
   Tensor dx = gradient_like(x, true);
   b.dx = dx.data_ptr();
-  if (dx.numel() > 0) cpu::window_pool_backward(b);
+  if (dx.numel() > 0) window_pool_backward_on(check, b);
   return dx;
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("window_pool_forward", TORCH_BOX(&window_pool_forward));
+  m.impl("window_pool_backward", TORCH_BOX(&window_pool_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("window_pool_forward", TORCH_BOX(&window_pool_forward));
   m.impl("window_pool_backward", TORCH_BOX(&window_pool_backward));
 }

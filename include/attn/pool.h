@@ -224,7 +224,9 @@ struct WindowBounds {
 };
 
 ATTN_HD WindowBounds window_bounds(int64_t window, int64_t dilation, int64_t at, int64_t length) {
-  const int64_t half = window / 2, left = at / dilation, right = (length - 1 - at) / dilation;
+  const int64_t half = window / 2, after = length - 1 - at;
+  // A division of int64 costs a GPU more than the rest of a row.
+  const int64_t left = dilation == 1 ? at : at / dilation, right = dilation == 1 ? after : after / dilation;
   return {at - (half < left ? half : left) * dilation, at + (half < right ? half : right) * dilation};
 }
 

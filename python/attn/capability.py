@@ -124,6 +124,9 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "axis_gate": (),
     "query_pool": (),
     "topk_nodes": (),
+    "segment_pool": (),
+    "tap_pool": (),
+    "window_pool": (),
 }
 _TENSOR_CORES = (torch.bfloat16, torch.float16)
 _TENSOR_CORE_OPS = (

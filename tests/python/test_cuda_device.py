@@ -219,6 +219,41 @@ def test_topk_nodes(rule, dtype):
         assert torch.equal(a.cpu(), e)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("channels", [40, 33])
+@pytest.mark.parametrize("reduce", ["max", "mean", "sum", "first", "last"])
+def test_segment_pool(reduce, channels, dtype):
+    x = torch.randn(2, 500, channels).to(dtype).relu()
+    ids = torch.randint(0, 40, (2, 500), generator=torch.Generator().manual_seed(2)).sort().values.int()
+    ids[1] = (ids[1] > 30).int()  # long segments
+    mask = torch.rand(2, 500) < 0.8
+    same_as_on_cpu(attn.segment_pool, [x], segment_ids=ids, num_segments=42, reduce=reduce, mask=mask)
+    same_as_on_cpu(attn.segment_pool, [x], segment_ids=ids, num_segments=42, reduce=reduce, tie="even")
+    same_as_on_cpu(attn.segment_pool, [x], reduce=reduce)
+    cu = torch.tensor([0, 3, 3, 300, 490], dtype=torch.int32)
+    same_as_on_cpu(attn.segment_pool, [x[0]], cu_seqlens=cu, reduce=reduce)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("channels", [40, 33])
+@pytest.mark.parametrize("reduce", ["max", "mean"])
+@pytest.mark.parametrize(("window", "dilation"), [(3, 1), (7, 1), (5, 2)])
+def test_window_pool(window, dilation, reduce, channels, dtype):
+    x = torch.randn(2, 300, channels).to(dtype).relu()
+    options = {"window": window, "dilation": dilation, "reduce": reduce}
+    same_as_on_cpu(attn.window_pool, [x], **options, mask=torch.rand(2, 300) < 0.8)
+    cu = torch.tensor([0, 3, 3, 200, 290], dtype=torch.int32)
+    same_as_on_cpu(attn.window_pool, [x[:1]], **options, cu_seqlens=cu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("channels", [192, 33])
+def test_tap_pool(channels, dtype):
+    x, weights = torch.randn(2, 14 * 19, channels).to(dtype), torch.rand(2, 14 * 19, 4).to(dtype)
+    same_as_on_cpu(attn.tap_pool, [x, weights], height=14, width=19)
+    same_as_on_cpu(attn.tap_pool, [x, weights[..., :2]], height=14, width=19, dilations=(5, 0))
+
+
 def test_same_bits_every_time_and_alone():
     q, k, v = tensors(B=3)
     layout = patterns.sink_window(300, 300, window=70, sink_tokens=5).to("cuda")

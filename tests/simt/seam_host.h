@@ -94,6 +94,20 @@ inline int32_t reduce_add(int32_t x, const Where& where = Where::current()) {
 }
 inline uint32_t popcount(uint32_t x) { return static_cast<uint32_t>(std::popcount(x)); }
 
+template <class P> void check_whole(const void* p) {
+  static_assert(alignof(P) == sizeof(P) && sizeof(P) <= 16);
+  if (reinterpret_cast<uintptr_t>(p) % alignof(P))
+    simt::fail("an access to " + std::to_string(sizeof(P)) + " bytes isn't aligned");
+}
+template <class P> P load_whole(const void* p) {
+  check_whole<P>(p);
+  return *static_cast<const P*>(p);
+}
+template <class P> void store_whole(void* p, const P& x) {
+  check_whole<P>(p);
+  *static_cast<P*>(p) = x;
+}
+
 inline float to_float(float x) { return x; }
 inline double to_float(double x) { return x; }
 inline float to_float(Bf16 x) {
