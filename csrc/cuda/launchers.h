@@ -7,8 +7,8 @@
 #include "cuda/flow_grad_work.h"
 #include "cuda/launch.h"
 #include "cuda/query_pool_parts.h"
-#include "cuda/topk_parts.h"
 #include "cuda/tap_call.h"
+#include "cuda/topk_parts.h"
 #include "cuda/window_call.h"
 
 namespace attn::cuda {
