@@ -20,7 +20,7 @@ from collections.abc import Callable
 import torch
 
 import attn
-from attn.bench.timing import interleaved, keep_memory
+from attn.bench.timing import calm, keep_memory
 
 __all__ = ["Bench", "Machine", "arguments", "attention_gflop", "keep_memory"]
 
@@ -147,7 +147,7 @@ class Bench:
             return None
         for call in candidates.values():
             call()  # warm-up: compilation, caches, page faults
-        times = interleaved(candidates, self.rounds)
+        times = calm(candidates, self.rounds)
         row: dict = {"case": name, "ms": {}, "spread": {}, "ratio": {}, "bar": bars or {}}
         for key, values in times.items():
             row["ms"][key] = statistics.median(values) * 1e3
