@@ -107,6 +107,7 @@ template <class S> ATTN_INLINE S max_lanes(vec<S> v) {
 // ---- whole rows ------------------------------------------------------------------------------------------------
 
 template <class T> ATTN_INLINE void clear_row(T* row, int64_t n) {
+  if (n == 0) return;  // a tensor without elements may have no address, which memset doesn't take
   std::memset(static_cast<void*>(row), 0, n * sizeof(T));
 }
 

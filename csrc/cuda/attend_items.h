@@ -81,7 +81,7 @@ template <int kRows> struct RowGrid {
     const Sequence seq = sequence_inside(p, s);
     t = row_tiling(p, seq.queries, seq.keys, kRows);
     const int64_t tiles = row_tile_count(t, seq.queries), heads = heads_of_item(p, kRows, kRows);
-    return part < tiles && open_row_tile(p, seq, t, tiles - 1 - part, head_group * heads, heads, item);
+    return part >= 0 && part < tiles && open_row_tile(p, seq, t, tiles - 1 - part, head_group * heads, heads, item);
   }
 };
 

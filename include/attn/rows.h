@@ -16,7 +16,9 @@ ATTN_HD Sequence sequence(const AttendParams& p, int64_t s) {
     const int64_t keys = p.key_lengths ? p.key_lengths[s] : p.tk;
     return {s, 0, 0, static_cast<int32_t>(p.tq), static_cast<int32_t>(keys)};
   }
-  return {0, p.cu_q[s], p.cu_k[s], p.cu_q[s + 1] - p.cu_q[s], p.cu_k[s + 1] - p.cu_k[s]};
+  // In 64 bits: on a GPU nobody has looked at the bounds, and sequence_inside corrects what they give.
+  const int64_t q = p.cu_q[s], k = p.cu_k[s];
+  return {0, q, k, static_cast<int32_t>(p.cu_q[s + 1] - q), static_cast<int32_t>(p.cu_k[s + 1] - k)};
 }
 
 ATTN_HD int64_t sequence_count(const AttendParams& p) { return p.cu_q ? p.sequences : p.batch; }

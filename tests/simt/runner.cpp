@@ -248,10 +248,14 @@ void meet_group(const char* name, void* argument, void (*op)(void* const*), cons
   finish(m);
 }
 
-void wait_until(std::function<bool()> ready, const std::string& what, const Where& where) {
+void wait_until(std::function<bool()> ready, std::string what, const Where& where) {
   Thread* self = block.running;
   self->ready = std::move(ready);
-  self->ready_what = what + " in " + text(where);
+  {
+    // A fiber that never comes back must not hold memory: move construction empties `what`, assignment might not.
+    const std::string taken = std::move(what);
+    self->ready_what = taken + " in " + text(where);
+  }
   self->fiber.leave();
 }
 

@@ -38,7 +38,7 @@ void meet(const char* name, void* argument, void (*op)(void* const* arguments), 
 // The same for the threads of a warpgroup, which need not wait for the last one to be done with op. Orders nothing.
 void meet_group(const char* name, void* argument, void (*op)(void* const* arguments), const Where& where);
 // Gives way to other threads until ready().
-void wait_until(std::function<bool()> ready, const std::string& what, const Where& where);
+void wait_until(std::function<bool()> ready, std::string what, const Where& where);
 // Checks and records an access to shared memory that the compiler doesn't see.
 void touch(const void* at, size_t bytes, Touch kind);
 // What the shadow of shared memory is told of other kinds of synchronisation, by the calling warp; null where there is
