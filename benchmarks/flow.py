@@ -33,28 +33,18 @@ def main() -> None:
             name = f"flow {str(dtype)[6:]} T={length}"
             # Two products of T D D a head, multiply and add.
             gflop = 4 * length * 64 * 64 * 8 * 1e-9
-            bench.run(
-                f"{name} forward",
-                {
-                    "attn": lambda x=x: attn.flow_attention(*x),
-                    "released": lambda x=x: eager_scan.flow_attention(*x),
-                },
-                gflop=gflop,
-                dtype=dtype,
-                bars={"released": 4.0 if dtype == torch.float32 else 8.0},
-            )
-            # As the released module calls it: [B, T, H, D] transposed, not copied.
-            y = qkv(length, dtype, heads_last=True)
-            bench.run(
-                f"{name} heads last forward",
-                {
-                    "attn": lambda y=y: attn.flow_attention(*y),
-                    "released": lambda y=y: eager_scan.flow_attention(*y),
-                },
-                gflop=gflop,
-                dtype=dtype,
-                bars={"released": 4.0 if dtype == torch.float32 else 8.0},
-            )
+            # Heads last: as the released module calls it, [B, T, H, D] transposed and not copied.
+            for layout, y in (("", x), (" heads last", qkv(length, dtype, heads_last=True))):
+                bench.run(
+                    f"{name}{layout} forward",
+                    {
+                        "attn": lambda y=y: attn.flow_attention(*y),
+                        "released": lambda y=y: eager_scan.flow_attention(*y),
+                    },
+                    gflop=gflop,
+                    dtype=dtype,
+                    bars={"released": 4.0 if dtype == torch.float32 else 8.0},
+                )
             bench.run(
                 f"{name} forward+backward",
                 {
