@@ -23,7 +23,7 @@ struct RowItem {
 ATTN_HD Sequence sequence_inside(const AttendParams& p, int64_t s) {
   Sequence x = sequence(p, s);
   const auto inside = [](int64_t begin, int64_t size, int64_t& token, int32_t& count) {
-    token = begin < 0 ? 0 : begin > size ? size : begin;
+    token = token_inside(begin, size);
     const int64_t left = size - token;
     count = count < 0 ? 0 : count > left ? static_cast<int32_t>(left) : count;
   };

@@ -21,23 +21,23 @@ struct FlowGradWork {
   float* dproduct;                          // [sequences, H, D, Dv]
 };
 
-inline FlowGradWork flow_grad_work(const FlowBackwardParams& b, FlowScratch& scratch) {
+inline FlowGradWork flow_grad_work(const FlowBackwardParams& b, ScratchPieces& scratch) {
   FlowGradWork w{};
   w.f = flow_work(b.forward, scratch);
   w.dout = b.dout, w.dq = b.dq, w.dk = b.dk, w.dv = b.dv;
   const FlowParams& p = b.forward;
-  for (float** x : {&w.dots, &w.scale, &w.dincoming}) *x = scratch.take<float>(p.batch * p.heads * p.tq);
-  for (float** x : {&w.dweight, &w.dconserved, &w.doutgoing}) *x = scratch.take<float>(p.batch * p.heads * p.tk);
-  w.means = scratch.take<float>(4 * w.f.chunks.slots() * p.heads);
-  w.dsums = scratch.take<float>(p.sequences * p.heads * kDSums * p.dim);
-  w.dproduct = scratch.take<float>(p.sequences * p.heads * p.dim * p.dim_v);
+  for (float** x : {&w.dots, &w.scale, &w.dincoming}) *x = scratch.take(p.batch * p.heads * p.tq);
+  for (float** x : {&w.dweight, &w.dconserved, &w.doutgoing}) *x = scratch.take(p.batch * p.heads * p.tk);
+  w.means = scratch.take(4 * w.f.chunks.slots() * p.heads);
+  w.dsums = scratch.take(p.sequences * p.heads * kDSums * p.dim);
+  w.dproduct = scratch.take(p.sequences * p.heads * p.dim * p.dim_v);
   return w;
 }
 
 inline int64_t flow_backward_scratch(const FlowBackwardParams& b) {
-  FlowScratch counted{nullptr};
+  ScratchPieces counted;
   flow_grad_work(b, counted);
-  return counted.used;
+  return counted.used();
 }
 
 }  // namespace attn::cuda

@@ -4,6 +4,7 @@
 
 #include "attn/flow.h"
 #include "cuda/scan_chunks.h"
+#include "cuda/scratch.h"
 
 namespace attn::cuda {
 
@@ -24,19 +25,7 @@ struct FlowWork {
   float* product;     // [slots, H, D, Dv]: source (x) weight v
 };
 
-// Hands out pieces of scratch memory; with a null base it only counts. Unit: float.
-struct FlowScratch {
-  float* base;
-  int64_t used = 0;
-
-  template <class T> T* take(int64_t n) {
-    const int64_t at = used;
-    used += (n * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 16;
-    return base ? reinterpret_cast<T*>(base + at) : nullptr;
-  }
-};
-
-inline FlowWork flow_work(const FlowParams& p, FlowScratch& scratch) {
+inline FlowWork flow_work(const FlowParams& p, ScratchPieces& scratch) {
   FlowWork w{};
   w.p = p;
   w.chunks = {p.cu, p.sequences, p.tq > p.tk ? p.tq : p.tk, kFlowChunk};
@@ -53,17 +42,17 @@ inline FlowWork flow_work(const FlowParams& p, FlowScratch& scratch) {
     list(p.key_mask, p.tk, w.k_index, w.k_count);
   }
   const int64_t places = w.chunks.slots() * p.heads;
-  w.flows = scratch.take<float>(places * 2 * p.dim);
-  w.normalised = scratch.take<float>(places * 2 * p.dim);
+  w.flows = scratch.take(places * 2 * p.dim);
+  w.normalised = scratch.take(places * 2 * p.dim);
   w.mass = scratch.take<FlowMass>(places);
-  w.product = scratch.take<float>(places * p.dim * p.dim_v);
+  w.product = scratch.take(places * p.dim * p.dim_v);
   return w;
 }
 
 inline int64_t flow_scratch(const FlowParams& p) {
-  FlowScratch counted{nullptr};
+  ScratchPieces counted;
   flow_work(p, counted);
-  return counted.used;
+  return counted.used();
 }
 
 }  // namespace attn::cuda

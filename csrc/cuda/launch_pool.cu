@@ -18,15 +18,19 @@ struct SegmentPoolOf {
 struct SegmentPoolBackwardOf {
   template <DType kType> static constexpr Launcher<SegmentBackwardParams> of = launch_segment_pool_backward<kType>;
 };
-struct TapPoolOf { template <DType kType> static constexpr Launcher<TapForwardParams> of = launch_tap_pool<kType>; };
+struct TapPoolOf {
+  template <DType kType> static constexpr Launcher<WideCall<TapPoolParams>> of = launch_tap_pool<kType>;
+};
 struct TapPoolBackwardOf {
-  template <DType kType> static constexpr Launcher<TapBackwardParams> of = launch_tap_pool_backward<kType>;
+  template <DType kType> static constexpr Launcher<WideCall<TapPoolBackwardParams>> of =
+      launch_tap_pool_backward<kType>;
 };
 struct WindowPoolOf {
-  template <DType kType> static constexpr Launcher<WindowForwardParams> of = launch_window_pool<kType>;
+  template <DType kType> static constexpr Launcher<WideCall<WindowPoolParams>> of = launch_window_pool<kType>;
 };
 struct WindowPoolBackwardOf {
-  template <DType kType> static constexpr Launcher<WindowBackwardParams> of = launch_window_pool_backward<kType>;
+  template <DType kType> static constexpr Launcher<WideCall<WindowPoolBackwardParams>> of =
+      launch_window_pool_backward<kType>;
 };
 
 auto choose(const SegmentPoolParams& p) { return by_type<SegmentPoolOf>("segment_pool", p.dtype); }
@@ -114,21 +118,17 @@ void segment_offsets(const SegmentIdsParams& params, int64_t segments, int32_t* 
 }
 
 void check_tap_pool_forward(const TapPoolParams& params) { choose(params); }
-void tap_pool_forward(const TapPoolParams& params, Stream stream) {
-  choose(params)(tap_forward_params(params), stream);
-}
+void tap_pool_forward(const TapPoolParams& params, Stream stream) { choose(params)(wide_call(params), stream); }
 void check_tap_pool_backward(const TapPoolBackwardParams& params) { choose(params); }
 void tap_pool_backward(const TapPoolBackwardParams& params, Stream stream) {
-  choose(params)(tap_backward_params(params), stream);
+  choose(params)(wide_backward_call(params), stream);
 }
 
 void check_window_pool_forward(const WindowPoolParams& params) { choose(params); }
-void window_pool_forward(const WindowPoolParams& params, Stream stream) {
-  choose(params)(window_forward_params(params), stream);
-}
+void window_pool_forward(const WindowPoolParams& params, Stream stream) { choose(params)(wide_call(params), stream); }
 void check_window_pool_backward(const WindowPoolBackwardParams& params) { choose(params); }
 void window_pool_backward(const WindowPoolBackwardParams& params, Stream stream) {
-  choose(params)(window_backward_params(params), stream);
+  choose(params)(wide_backward_call(params), stream);
 }
 
 }  // namespace attn::cuda

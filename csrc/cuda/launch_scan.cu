@@ -40,13 +40,13 @@ auto choose(const FlowStepParams& p) {
 
 void check_flow_forward(const FlowParams& params) { choose(params); }
 void flow_forward(const FlowParams& params, float* scratch, Stream stream) {
-  FlowScratch pieces{scratch};
+  ScratchPieces pieces(scratch);
   choose(params)(flow_work(params, pieces), stream);
 }
 
 void check_flow_backward(const FlowBackwardParams& params) { choose(params); }
 void flow_backward(const FlowBackwardParams& params, float* scratch, Stream stream) {
-  FlowScratch pieces{scratch};
+  ScratchPieces pieces(scratch);
   choose(params)(flow_grad_work(params, pieces), stream);
 }
 

@@ -7,9 +7,8 @@
 #include "cuda/flow_grad_work.h"
 #include "cuda/launch.h"
 #include "cuda/query_pool_parts.h"
-#include "cuda/tap_call.h"
 #include "cuda/topk_parts.h"
-#include "cuda/window_call.h"
+#include "cuda/wide_rows.h"
 
 namespace attn::cuda {
 
@@ -40,9 +39,10 @@ template <DType kType> void launch_segment_pool_backward(const SegmentBackwardPa
 // kType: none of its kernels' business.
 template <DType kType> void launch_segment_ids(const SegmentIdsParams& params, Stream stream);
 template <DType kType> void launch_segment_offsets(const SegmentOffsetsParams& params, Stream stream);
-template <DType kType> void launch_tap_pool(const TapForwardParams& params, Stream stream);
-template <DType kType> void launch_tap_pool_backward(const TapBackwardParams& params, Stream stream);
-template <DType kType> void launch_window_pool(const WindowForwardParams& params, Stream stream);
-template <DType kType> void launch_window_pool_backward(const WindowBackwardParams& params, Stream stream);
+template <DType kType> void launch_tap_pool(const WideCall<TapPoolParams>& params, Stream stream);
+template <DType kType> void launch_tap_pool_backward(const WideCall<TapPoolBackwardParams>& params, Stream stream);
+template <DType kType> void launch_window_pool(const WideCall<WindowPoolParams>& params, Stream stream);
+template <DType kType> void launch_window_pool_backward(const WideCall<WindowPoolBackwardParams>& params,
+                                                        Stream stream);
 
 }  // namespace attn::cuda

@@ -16,6 +16,7 @@
 
 #include "attn/pool.h"
 #include "cuda/scan_chunks.h"
+#include "cuda/scratch.h"
 
 namespace attn::cuda {
 
@@ -114,22 +115,6 @@ inline QueryPoolPass key_rows_pass(const QueryPoolParams& p, int64_t dim, bool a
   return s;
 }
 
-// Scratch memory, taken piece by piece; without memory it only counts.
-class PoolScratch {
- public:
-  explicit PoolScratch(float* memory = nullptr) : memory_(memory) {}
-  float* take(int64_t n) {
-    float* at = memory_ ? memory_ + used_ : nullptr;
-    used_ += n;
-    return n > 0 ? at : nullptr;
-  }
-  int64_t used() const { return used_; }
-
- private:
-  float* memory_;
-  int64_t used_ = 0;
-};
-
 // What a call is made of, in the order of launches.
 struct QueryPoolForward {
   float* inverse_count = nullptr;  // relu_mean with a mask
@@ -137,7 +122,7 @@ struct QueryPoolForward {
   int64_t scratch = 0;
 
   explicit QueryPoolForward(const QueryPoolParams& p, float* memory = nullptr) {
-    PoolScratch z(memory);
+    ScratchPieces z(memory);
     const bool over_queries = p.activation == PoolActivation::softmax_queries;
     if (p.activation == PoolActivation::relu_mean && p.mask.data) inverse_count = z.take(p.sequences.count);
     statistics = key_rows_pass(p, 0, true);
@@ -166,7 +151,7 @@ struct QueryPoolBackward {
 
   explicit QueryPoolBackward(const QueryPoolBackwardParams& b, float* memory = nullptr) : dout(b.dout) {
     const QueryPoolParams& p = b.forward;
-    PoolScratch z(memory);
+    ScratchPieces z(memory);
     const int64_t keys = p.heads * p.sequences.batch * p.sequences.tokens;
     if (p.activation == PoolActivation::relu_mean && p.mask.data) inverse_count = z.take(p.sequences.count);
     if (p.activation == PoolActivation::softmax_keys) delta = z.take(p.sequences.count * p.heads * p.queries);

@@ -3,7 +3,7 @@
 // looked at packed bounds before: whatever they hold, chunks lie within the tensors and slots within their number.
 #pragma once
 
-#include "attn/types.h"
+#include "cuda/places.h"
 
 namespace attn::cuda {
 
@@ -15,10 +15,7 @@ struct ScanChunks {
   struct Range { int64_t begin, end; };
   struct Place { int64_t sequence, chunk; };
 
-  ATTN_HD int64_t bound(int64_t s) const {
-    const int64_t x = cu[s];
-    return x < 0 ? 0 : x < tokens ? x : tokens;
-  }
+  ATTN_HD int64_t bound(int64_t s) const { return token_inside(cu[s], tokens); }
   // Tokens of a sequence; without cu, of its batch entry.
   ATTN_HD Range sequence(int64_t s) const {
     if (!cu) return {0, tokens};
@@ -36,6 +33,7 @@ struct ScanChunks {
     return cu ? bound(s) / length + s : s * ((tokens + length - 1) / length);
   }
   ATTN_HD int64_t slots() const {
+    if (sequences == 0) return 0;  // tokens of a packed batch without a sequence are nobody's
     return cu ? tokens / length + sequences : sequences * ((tokens + length - 1) / length);
   }
   // Whose slot it is; chunk < 0 or past chunks(sequence) if nobody's.
@@ -44,12 +42,8 @@ struct ScanChunks {
       const int64_t each = (tokens + length - 1) / length;
       return {slot / each, slot % each};
     }
-    int64_t low = 0, high = sequences;
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      (first_slot(middle) <= slot ? low : high) = middle;
-    }
-    return {low, slot - first_slot(low)};
+    const int64_t s = sequence_of_place(sequences, slot, [&](int64_t i) { return first_slot(i); });
+    return {s, slot - first_slot(s)};
   }
 };
 

@@ -49,8 +49,7 @@ struct SegmentParts {
   // Inside the tensors, whatever the offsets say.
   ATTN_HD int64_t offset(int64_t b, int64_t s) const {
     if (!offsets) return s * tokens;
-    const int64_t at = offsets[b * (segments + 1) + s];
-    return at < 0 ? 0 : at < tokens ? at : tokens;
+    return token_inside(offsets[b * (segments + 1) + s], tokens);
   }
   ATTN_HD int64_t end_of(int64_t b, int64_t s) const {
     const int64_t begin = offset(b, s), end = s < segments ? offset(b, s + 1) : tokens;

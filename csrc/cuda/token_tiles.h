@@ -11,10 +11,7 @@ namespace attn::cuda {
 // last are the tokens of a packed batch that belong to none.
 ATTN_HD SequenceSpan span_inside(const Sequences& s, int64_t index) {
   if (!s.cu) return {index, 0, s.tokens};
-  const auto bound = [&](int64_t i) {
-    const int64_t at = s.cu[i];
-    return at < 0 ? int64_t{0} : at < s.tokens ? at : s.tokens;
-  };
+  const auto bound = [&](int64_t i) { return token_inside(s.cu[i], s.tokens); };
   const int64_t first = bound(index), end = index < s.count ? bound(index + 1) : s.tokens;
   return {0, first, end > first ? end - first : 0};
 }

@@ -1,4 +1,4 @@
-// Whether a call's rows can be read and written 16 bytes at a time (vectors.h); host code.
+// Whether a call's rows can be read and written 16 bytes at a time (vectors.h), decided on the host.
 #pragma once
 
 #include <initializer_list>
@@ -18,6 +18,19 @@ inline bool wide_rows(DType type, int64_t channels, std::initializer_list<TokenV
     wide = wide && (!v.data || (at % 16 == 0 && v.batch * bytes % 16 == 0 && v.token * bytes % 16 == 0));
   }
   return wide;
+}
+
+// Arguments of a pooling kernel.
+template <class Arguments> struct WideCall {
+  Arguments p;
+  bool wide;
+};
+
+template <class Forward> WideCall<Forward> wide_call(const Forward& p) {
+  return {p, wide_rows(p.dtype, p.channels, {p.x})};
+}
+template <class Backward> WideCall<Backward> wide_backward_call(const Backward& b) {
+  return {b, wide_rows(b.forward.dtype, b.forward.channels, {b.forward.x, b.dout})};
 }
 
 }  // namespace attn::cuda

@@ -15,9 +15,9 @@ template <class E> constexpr double kProductEps = E::dtype == DType::f32 ? 2e-6 
 // Scratch memory starts as NaN.
 struct Scratch {
   std::vector<float> memory;
-  cuda::FlowScratch pieces;
+  cuda::ScratchPieces pieces;
   explicit Scratch(int64_t n)
-      : memory(static_cast<size_t>(n), std::numeric_limits<float>::quiet_NaN()), pieces{memory.data()} {}
+      : memory(static_cast<size_t>(n), std::numeric_limits<float>::quiet_NaN()), pieces(memory.data()) {}
 };
 
 template <class E> void run_forward(const FlowParams& p, simt::Order order = simt::Order::forward) {

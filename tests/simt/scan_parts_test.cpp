@@ -102,6 +102,12 @@ TEST(SimtScanParts, SlotsOfChunks) {
   }
 }
 
+TEST(SimtScanParts, NoSequenceHasNoSlots) {
+  const std::vector<int32_t> cu{0};
+  EXPECT_EQ((ScanChunks{cu.data(), 0, 50, 7}.slots()), 0);
+  EXPECT_EQ((ScanChunks{nullptr, 0, 50, 7}.slots()), 0);
+}
+
 TEST(SimtScanParts, BoundsThatNobodyChecked) {
   std::mt19937 random(6);
   for (int call = 0; call < 300; ++call) {

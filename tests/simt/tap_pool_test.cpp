@@ -8,10 +8,10 @@ namespace {
 
 template <class E> void run(TapCase<E>& c, simt::Order order = simt::Order::forward) {
   using T = PoolElement<E>;
-  const cuda::TapForwardParams f = cuda::tap_forward_params(c.forward());
+  const cuda::WideCall<TapPoolParams> f = cuda::wide_call(c.forward());
   ASSERT_TRUE(f.wide || !c.o.whole);
   simt::launch<cuda::TapForward<T>>(f, order);
-  const cuda::TapBackwardParams b = cuda::tap_backward_params(c.backward());
+  const cuda::WideCall<TapPoolBackwardParams> b = cuda::wide_backward_call(c.backward());
   simt::launch<cuda::TapGradient<T>>(b, order);
   simt::launch<cuda::TapWeightGradient<T>>(b, order);
 }

@@ -8,10 +8,10 @@ namespace {
 
 template <class E> void run(WindowCase<E>& c, simt::Order order = simt::Order::forward) {
   using T = PoolElement<E>;
-  const cuda::WindowForwardParams f = cuda::window_forward_params(c.forward());
+  const cuda::WideCall<WindowPoolParams> f = cuda::wide_call(c.forward());
   ASSERT_TRUE(f.wide || !c.o.whole);
   simt::launch<cuda::WindowPool<T>>(f, order);
-  simt::launch<cuda::WindowGradient<T>>(cuda::window_backward_params(c.backward()), order);
+  simt::launch<cuda::WindowGradient<T>>(cuda::wide_backward_call(c.backward()), order);
 }
 
 template <class E> class SimtWindowPool : public testing::Test {};

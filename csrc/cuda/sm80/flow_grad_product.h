@@ -15,21 +15,13 @@ ATTN_DEVICE FlowOperand flow_gradients(const FlowGradWork& w, const FlowGradChun
 template <class T> struct FlowGradChunkProduct {
   static constexpr int kThreads = kTileThreads;
   using Params = FlowGradWork;
-  using Products = FlowProducts<T>;
-  using Shared = typename Products::Shared;
+  using Shared = typename FlowProducts<T>::Shared;
   static Grid grid(const Params& w) { return FlowChunkProduct<T>::grid(w.f); }
 
   ATTN_DEVICE static void run(const Params& w, Shared& shared) {
     FlowGradChunk c;
     if (!c.open(w, seam::block_x())) return;
-    const FlowParams& p = w.f.p;
-    const int64_t across = (p.dim_v + kTile - 1) / kTile;
-    const int64_t row = seam::block_z() / across * kTile, column = seam::block_z() % across * kTile;
-    typename Products::Product sum;
-    sum.clear();
-    Products::add_pairs(shared, sum, FlowOperand::sinks(w.f, c), flow_gradients(w, c), c.begin,
-                        c.begin + c.sink_count(), row, column);
-    FlowChunkProduct<T>::store(w.f, c, row, column, sum);
+    FlowChunkProduct<T>::add(w.f, shared, c, FlowOperand::sinks(w.f, c), flow_gradients(w, c), c.sink_count());
   }
 };
 

@@ -146,18 +146,17 @@ template <class T> struct FlowChunkProduct {
   ATTN_DEVICE static void run(const FlowWork& w, Shared& shared) {
     FlowChunk c;
     if (!c.open(w, seam::block_x())) return;
-    const int64_t across = (w.p.dim_v + kTile - 1) / kTile;
+    add(w, shared, c, FlowOperand::sources(w, c), FlowOperand::values(w, c), c.source_count());
+  }
+
+  // What n tokens of the chunk add: a (x) b, the tile of the block.
+  ATTN_DEVICE static void add(const FlowWork& w, Shared& shared, const FlowChunk& c, const FlowOperand& a,
+                              const FlowOperand& b, int64_t n) {
+    const int64_t across = tiles_of(w.p.dim_v);
     const int64_t row = seam::block_z() / across * kTile, column = seam::block_z() % across * kTile;
     typename Products::Product sum;
     sum.clear();
-    Products::add_pairs(shared, sum, FlowOperand::sources(w, c), FlowOperand::values(w, c), c.begin,
-                        c.begin + c.source_count(), row, column);
-    store(w, c, row, column, sum);
-  }
-
-  // Tile (row, column) of what the chunk adds.
-  ATTN_DEVICE static void store(const FlowWork& w, const FlowChunk& c, int64_t row, int64_t column,
-                                typename Products::Product& sum) {
+    Products::add_pairs(shared, sum, a, b, c.begin, c.begin + n, row, column);
     float* to = w.product + c.place(w) * w.p.dim * w.p.dim_v;
     sum.template for_each<TileRows::summed>([&](int i, int j, float x) {
       if (row + i < w.p.dim && column + j < w.p.dim_v) to[(row + i) * w.p.dim_v + column + j] = x;

@@ -41,6 +41,14 @@ template <class T> struct PartRows {
   }
 };
 
+constexpr int kPartThreads = 256;
+
+// Parts of segments by vectors of channels, dealt out to threads.
+template <class T> Grid part_grid(const SegmentPoolParams& p, bool wide) {
+  const SegmentParts parts(p);
+  return ChannelItem::grid(parts.batch * parts.places(), p.channels, wide ? kWide<T> : 1, kPartThreads);
+}
+
 ATTN_DEVICE bool chooses(PoolReduce reduce) { return reduce == PoolReduce::first || reduce == PoolReduce::last; }
 
 template <int V, class T>
@@ -54,14 +62,10 @@ ATTN_DEVICE void finish_segment(const SegmentPoolParams& p, int64_t batch, int64
 }
 
 template <class T> struct SegmentReduce {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kPartThreads;
   using Params = SegmentForwardParams;
   struct Shared {};
-
-  static Grid grid(const Params& f) {
-    const SegmentParts parts(f.p);
-    return ChannelItem::grid(parts.batch * parts.places(), f.p.channels, f.wide ? kWide<T> : 1, kThreads);
-  }
+  static Grid grid(const Params& f) { return part_grid<T>(f.p, f.wide); }
 
   ATTN_DEVICE static void run(const Params& f, Shared&) {
     if (f.wide) walk<kWide<T>>(f);

@@ -34,14 +34,12 @@ template <int V, class T> ATTN_DEVICE Maximum<V> maximum_of(const PartRows<T>& r
 
 // The parts of segments in several: kept tokens; for a maximum, it and (in `share`) how many tokens have it.
 template <class T> struct SegmentPartSums {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kPartThreads;
   using Params = SegmentBackwardParams;
   struct Shared {};
 
   static Grid grid(const Params& f) {
-    const SegmentParts parts(f.b.forward);
-    if (parts.whole()) return {0};
-    return ChannelItem::grid(parts.batch * parts.places(), f.b.forward.channels, f.wide ? kWide<T> : 1, kThreads);
+    return SegmentParts(f.b.forward).whole() ? Grid{0} : part_grid<T>(f.b.forward, f.wide);
   }
 
   ATTN_DEVICE static void run(const Params& f, Shared&) {
@@ -183,14 +181,10 @@ struct SegmentKept {
 
 // The gradient of every token.
 template <class T> struct SegmentGradient {
-  static constexpr int kThreads = 256;
+  static constexpr int kThreads = kPartThreads;
   using Params = SegmentBackwardParams;
   struct Shared {};
-
-  static Grid grid(const Params& f) {
-    const SegmentParts parts(f.b.forward);
-    return ChannelItem::grid(parts.batch * parts.places(), f.b.forward.channels, f.wide ? kWide<T> : 1, kThreads);
-  }
+  static Grid grid(const Params& f) { return part_grid<T>(f.b.forward, f.wide); }
 
   ATTN_DEVICE static void run(const Params& f, Shared&) {
     if (f.wide) walk<kWide<T>>(f);

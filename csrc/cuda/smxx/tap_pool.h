@@ -2,8 +2,8 @@
 // eight vectors of channels, a cache line in 16 bits: the rows that its neighbourhoods share come from L1.
 #pragma once
 
-#include "cuda/tap_call.h"
 #include "cuda/vectors.h"
+#include "cuda/wide_rows.h"
 
 namespace attn::cuda {
 
@@ -64,15 +64,33 @@ template <class T> struct TapImage {
 
 constexpr int64_t kTapHeight = 16;  // of a tile whose threads walk down; shares more rows than a low one
 
+// What the forward pass and the gradient of x have in common: a thread computes the pixels of a column of a tile.
+template <class T> struct TapColumns {
+  static Grid grid(const TapPoolParams& p, bool wide) {
+    const int64_t vectors = p.channels / (wide ? kWide<T> : 1);
+    return {TapTile::count(p, kTapHeight), (vectors + TapTile::kLanes - 1) / TapTile::kLanes};
+  }
+
+  // to[pixel] = what sum(image, y, x, scale, channel, out) adds to `out`, scale after scale.
+  template <int V, class Sum> ATTN_DEVICE static void walk(const TapPoolParams& p, void* to, Sum&& sum) {
+    const TapTile tile = TapTile::mine(p, kTapHeight);
+    const TapImage<T> image{p, tile.batch};
+    const int64_t channel = (int64_t{seam::block_y()} * TapTile::kLanes + TapTile::lane()) * V, x = tile.x();
+    if (x >= p.width || channel >= p.channels) return;
+    for (int64_t y = tile.y(); y < p.height && y < tile.top + kTapHeight; y += TapTile::kRows) {
+      float out[V];
+      set_channels(out, 0);
+      for (int64_t k = 0; k < p.scales; ++k) sum(image, y, x, k, channel, out);
+      store_channels(static_cast<T*>(to) + ((tile.batch * p.height + y) * p.width + x) * p.channels + channel, out);
+    }
+  }
+};
+
 template <class T> struct TapForward {
   static constexpr int kThreads = TapTile::kThreads;
-  using Params = TapForwardParams;
+  using Params = WideCall<TapPoolParams>;
   struct Shared {};
-
-  static Grid grid(const Params& f) {
-    const int64_t vectors = f.p.channels / (f.wide ? kWide<T> : 1);
-    return {TapTile::count(f.p, kTapHeight), (vectors + TapTile::kLanes - 1) / TapTile::kLanes};
-  }
+  static Grid grid(const Params& f) { return TapColumns<T>::grid(f.p, f.wide); }
 
   ATTN_DEVICE static void run(const Params& f, Shared&) {
     if (f.wide) walk<kWide<T>>(f.p);
@@ -80,72 +98,50 @@ template <class T> struct TapForward {
   }
 
   template <int V> ATTN_DEVICE static void walk(const TapPoolParams& p) {
-    const TapTile tile = TapTile::mine(p, kTapHeight);
-    const TapImage<T> image{p, tile.batch};
-    const int64_t channel = (int64_t{seam::block_y()} * TapTile::kLanes + TapTile::lane()) * V, x = tile.x();
-    if (x >= p.width || channel >= p.channels) return;
-    for (int64_t y = tile.y(); y < p.height && y < tile.top + kTapHeight; y += TapTile::kRows) {
-      float total[V];
-      set_channels(total, 0);
-      for (int64_t k = 0; k < p.scales; ++k) {
-        float sum[V];
-        set_channels(sum, 0);
-        image.add(p.x, y, x, k, channel, [](int64_t, int64_t) { return 1.f; }, sum);
-        const float weight = image.weight(y, x, k);
-        ATTN_UNROLL
-        for (int c = 0; c < V; ++c) total[c] += sum[c] * weight;
-      }
-      store_channels(static_cast<T*>(p.out) + ((tile.batch * p.height + y) * p.width + x) * p.channels + channel,
-                     total);
-    }
+    TapColumns<T>::template walk<V>(
+        p, p.out, [&](const TapImage<T>& image, int64_t y, int64_t x, int64_t k, int64_t channel, float (&out)[V]) {
+          float sum[V];
+          set_channels(sum, 0);
+          image.add(p.x, y, x, k, channel, [](int64_t, int64_t) { return 1.f; }, sum);
+          const float weight = image.weight(y, x, k);
+          ATTN_UNROLL
+          for (int c = 0; c < V; ++c) out[c] += sum[c] * weight;
+        });
   }
 };
 
 // dx = sum_k P_k^T (weights_k dy): the same neighbourhoods seen from the other side.
 template <class T> struct TapGradient {
   static constexpr int kThreads = TapTile::kThreads;
-  using Params = TapBackwardParams;
+  using Params = WideCall<TapPoolBackwardParams>;
   struct Shared {};
-
-  static Grid grid(const Params& f) {
-    const TapPoolParams& p = f.b.forward;
-    const int64_t vectors = p.channels / (f.wide ? kWide<T> : 1);
-    return {f.b.dx ? TapTile::count(p, kTapHeight) : 0, (vectors + TapTile::kLanes - 1) / TapTile::kLanes};
-  }
+  static Grid grid(const Params& f) { return f.p.dx ? TapColumns<T>::grid(f.p.forward, f.wide) : Grid{0}; }
 
   ATTN_DEVICE static void run(const Params& f, Shared&) {
-    if (f.wide) walk<kWide<T>>(f.b);
-    else walk<1>(f.b);
+    if (f.wide) walk<kWide<T>>(f.p);
+    else walk<1>(f.p);
   }
 
   template <int V> ATTN_DEVICE static void walk(const TapPoolBackwardParams& b) {
-    const TapPoolParams& p = b.forward;
-    const TapTile tile = TapTile::mine(p, kTapHeight);
-    const TapImage<T> image{p, tile.batch};
-    const int64_t channel = (int64_t{seam::block_y()} * TapTile::kLanes + TapTile::lane()) * V, x = tile.x();
-    if (x >= p.width || channel >= p.channels) return;
-    for (int64_t y = tile.y(); y < p.height && y < tile.top + kTapHeight; y += TapTile::kRows) {
-      float sum[V];
-      set_channels(sum, 0);
-      for (int64_t k = 0; k < p.scales; ++k) {
-        image.add(b.dout, y, x, k, channel, [&](int64_t i, int64_t j) { return image.weight(i, j, k); }, sum);
-      }
-      store_channels(static_cast<T*>(b.dx) + ((tile.batch * p.height + y) * p.width + x) * p.channels + channel, sum);
-    }
+    TapColumns<T>::template walk<V>(
+        b.forward, b.dx,
+        [&](const TapImage<T>& image, int64_t y, int64_t x, int64_t k, int64_t channel, float (&out)[V]) {
+          image.add(b.dout, y, x, k, channel, [&](int64_t i, int64_t j) { return image.weight(i, j, k); }, out);
+        });
   }
 };
 
 // dweights_k = P_k(x) . dy: the lanes of a pixel share its channels.
 template <class T> struct TapWeightGradient {
   static constexpr int kThreads = TapTile::kThreads;
-  using Params = TapBackwardParams;
+  using Params = WideCall<TapPoolBackwardParams>;
   struct Shared {};
 
-  static Grid grid(const Params& f) { return {f.b.dweights ? TapTile::count(f.b.forward, TapTile::kRows) : 0}; }
+  static Grid grid(const Params& f) { return {f.p.dweights ? TapTile::count(f.p.forward, TapTile::kRows) : 0}; }
 
   ATTN_DEVICE static void run(const Params& f, Shared&) {
-    if (f.wide) walk<kWide<T>>(f.b);
-    else walk<1>(f.b);
+    if (f.wide) walk<kWide<T>>(f.p);
+    else walk<1>(f.p);
   }
 
   template <int V> ATTN_DEVICE static void walk(const TapPoolBackwardParams& b) {

@@ -99,40 +99,46 @@ struct TopkBounds {
   }
 };
 
-// The run of a graph that a block takes; false if there is none.
-ATTN_DEVICE bool open_run(const TopkPass& p, int64_t& graph, ScanChunks::Range& nodes, int64_t& first, int64_t& last) {
-  const ScanChunks::Place place = p.runs.find(seam::block_x());
-  if (place.chunk < 0 || place.chunk >= p.runs.chunks(place.sequence)) return false;
-  graph = place.sequence;
-  nodes = p.runs.sequence(graph);
-  first = place.chunk * kSortRun;
-  const int64_t n = nodes.end - nodes.begin;
-  last = first + kSortRun < n ? first + kSortRun : n;
-  return true;
-}
-inline Grid run_grid(const TopkPass& p) { return {p.nodes.graphs > 0 ? p.runs.slots() : 0}; }
+// The run of a graph that a block takes: nodes [first, last) of it.
+struct TopkRun {
+  int64_t graph, first, last;
+  ScanChunks::Range nodes;  // of the graph
+
+  static Grid grid(const TopkPass& p) { return {p.runs.slots()}; }
+  // False if there is none.
+  ATTN_DEVICE bool open(const TopkPass& p) {
+    const ScanChunks::Place place = p.runs.find(seam::block_x());
+    if (place.chunk < 0 || place.chunk >= p.runs.chunks(place.sequence)) return false;
+    graph = place.sequence;
+    nodes = p.runs.sequence(graph);
+    first = place.chunk * kSortRun;
+    const int64_t n = nodes.end - nodes.begin;
+    last = first + kSortRun < n ? first + kSortRun : n;
+    return true;
+  }
+};
 
 // Sorts each run in shared memory: a bitonic network.
 template <class T> struct TopkSort {
   static constexpr int kThreads = kTopkThreads;
   using Params = TopkPass;
   struct Shared { uint64_t key[kSortRun]; };
-  static Grid grid(const Params& p) { return run_grid(p); }
+  static Grid grid(const Params& p) { return TopkRun::grid(p); }
 
   ATTN_DEVICE static void run(const Params& p, Shared& shared) {
-    int64_t graph, first, last;
-    ScanChunks::Range nodes;
-    if (!open_run(p, graph, nodes, first, last)) return;
-    const int n = static_cast<int>(last - first);
+    TopkRun r;
+    if (!r.open(p)) return;
+    const int n = static_cast<int>(r.last - r.first);
     int size = 2;
     while (size < n) size *= 2;
     for (int i = seam::thread(); i < size; i += kThreads) {
       uint64_t key = 0;  // comes last
       if (i < n) {
-        const float score = seam::to_float(static_cast<const T*>(p.nodes.score)[nodes.begin + first + i]);
+        const float score = seam::to_float(static_cast<const T*>(p.nodes.score)[r.nodes.begin + r.first + i]);
         uint32_t bits;
         memcpy(&bits, &score, 4);
-        key = static_cast<uint64_t>(score_order(score, bits)) << 32 | (0xffffffffu - static_cast<uint32_t>(first + i));
+        key =
+            static_cast<uint64_t>(score_order(score, bits)) << 32 | (0xffffffffu - static_cast<uint32_t>(r.first + i));
       }
       shared.key[i] = key;
     }
@@ -147,7 +153,7 @@ template <class T> struct TopkSort {
         seam::sync_block();
       }
     }
-    for (int i = seam::thread(); i < n; i += kThreads) p.from[nodes.begin + first + i] = shared.key[i];
+    for (int i = seam::thread(); i < n; i += kThreads) p.from[r.nodes.begin + r.first + i] = shared.key[i];
   }
 };
 
@@ -156,17 +162,16 @@ struct TopkMerge {
   static constexpr int kThreads = kTopkThreads;
   using Params = TopkPass;
   struct Shared {};
-  static Grid grid(const Params& p) { return run_grid(p); }
+  static Grid grid(const Params& p) { return TopkRun::grid(p); }
 
   ATTN_DEVICE static void run(const Params& p, Shared&) {
-    int64_t graph, first, last;
-    ScanChunks::Range nodes;
-    if (!open_run(p, graph, nodes, first, last)) return;
-    const int64_t n = nodes.end - nodes.begin, mine = first / p.length, other = mine ^ 1;
-    const uint64_t* from = p.from + nodes.begin;
+    TopkRun r;
+    if (!r.open(p)) return;
+    const int64_t n = r.nodes.end - r.nodes.begin, mine = r.first / p.length, other = mine ^ 1;
+    const uint64_t* from = p.from + r.nodes.begin;
     const int64_t begin = other * p.length < n ? other * p.length : n;
     const int64_t end = begin + p.length < n ? begin + p.length : n;
-    for (int64_t i = first + seam::thread(); i < last; i += kThreads) {
+    for (int64_t i = r.first + seam::thread(); i < r.last; i += kThreads) {
       const uint64_t key = from[i];
       int64_t low = begin, high = end;  // the first of the other run that comes later
       while (low < high) {
@@ -174,7 +179,7 @@ struct TopkMerge {
         if (from[middle] > key) low = middle + 1;
         else high = middle;
       }
-      p.to[nodes.begin + mine / 2 * 2 * p.length + (i - mine * p.length) + (low - begin)] = key;
+      p.to[r.nodes.begin + mine / 2 * 2 * p.length + (i - mine * p.length) + (low - begin)] = key;
     }
   }
 };
@@ -190,16 +195,15 @@ struct TopkWrite {
   static constexpr int kThreads = kTopkThreads;
   using Params = TopkPass;
   struct Shared {};
-  static Grid grid(const Params& p) { return run_grid(p); }
+  static Grid grid(const Params& p) { return TopkRun::grid(p); }
 
   ATTN_DEVICE static void run(const Params& p, Shared&) {
-    int64_t graph, first, last;
-    ScanChunks::Range nodes;
-    if (!open_run(p, graph, nodes, first, last)) return;
-    const int64_t kept = p.nodes.new_cu[graph + 1] - p.nodes.new_cu[graph];
-    for (int64_t i = first + seam::thread(); i < last && i < kept; i += kThreads) {
-      const uint32_t index = 0xffffffffu - static_cast<uint32_t>(p.from[nodes.begin + i]);
-      if (int64_t* to = kept_at(p, graph, i)) *to = nodes.begin + index;
+    TopkRun r;
+    if (!r.open(p)) return;
+    const int64_t kept = p.nodes.new_cu[r.graph + 1] - p.nodes.new_cu[r.graph];
+    for (int64_t i = r.first + seam::thread(); i < r.last && i < kept; i += kThreads) {
+      const uint32_t index = 0xffffffffu - static_cast<uint32_t>(p.from[r.nodes.begin + i]);
+      if (int64_t* to = kept_at(p, r.graph, i)) *to = r.nodes.begin + index;
     }
   }
 };

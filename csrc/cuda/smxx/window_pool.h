@@ -3,11 +3,12 @@
 #pragma once
 
 #include "cuda/token_tiles.h"
-#include "cuda/window_call.h"
+#include "cuda/wide_rows.h"
 #include "cuda/window_rows.h"
 
 namespace attn::cuda {
 
+constexpr int kWindowTokens = 32;  // of a tile, whose neighbours read a window's reach of its rows again
 using WindowTiles = TokenTiles<kWindowTokens>;
 
 template <class T>
@@ -25,7 +26,7 @@ ATTN_DEVICE WindowRows<T> window_rows(const WindowPoolParams& p, const SequenceS
 
 template <class T> struct WindowPool {
   static constexpr int kThreads = 256;
-  using Params = WindowForwardParams;
+  using Params = WideCall<WindowPoolParams>;
   struct Shared {};
 
   static Grid grid(const Params& f) {
@@ -91,17 +92,17 @@ template <class T> struct WindowPool {
 
 template <class T> struct WindowGradient {
   static constexpr int kThreads = 256;
-  using Params = WindowBackwardParams;
+  using Params = WideCall<WindowPoolBackwardParams>;
   struct Shared {};
 
   static Grid grid(const Params& f) {
-    const WindowPoolParams& p = f.b.forward;
+    const WindowPoolParams& p = f.p.forward;
     return ChannelItem::grid(WindowTiles::count(p.sequences), p.channels, f.wide ? kWide<T> : 1, kThreads);
   }
 
   ATTN_DEVICE static void run(const Params& f, Shared&) {
-    if (f.wide) walk<kWide<T>>(f.b);
-    else walk<1>(f.b);
+    if (f.wide) walk<kWide<T>>(f.p);
+    else walk<1>(f.p);
   }
 
   template <int V> ATTN_DEVICE static void walk(const WindowPoolBackwardParams& b) {

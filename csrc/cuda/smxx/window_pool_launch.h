@@ -6,11 +6,11 @@
 
 namespace attn::cuda {
 
-template <DType kType> void launch_window_pool(const WindowForwardParams& p, Stream stream) {
+template <DType kType> void launch_window_pool(const WideCall<WindowPoolParams>& p, Stream stream) {
   launch<WindowPool<Element<kType>>>("window pooling", p, stream);
 }
 
-template <DType kType> void launch_window_pool_backward(const WindowBackwardParams& p, Stream stream) {
+template <DType kType> void launch_window_pool_backward(const WideCall<WindowPoolBackwardParams>& p, Stream stream) {
   launch<WindowGradient<Element<kType>>>("window pooling backward", p, stream);
 }
 
