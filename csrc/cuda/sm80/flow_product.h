@@ -10,7 +10,7 @@ namespace attn::cuda {
 
 constexpr int kFlowTiles = static_cast<int>(kFlowChunk) / kTile;  // of tokens, in a chunk
 
-inline int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+ATTN_HD int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
 // Rows of an operand by kept token: sigmoid(x), or x times a number of the token.
 struct FlowOperand {
