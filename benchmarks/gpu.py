@@ -120,9 +120,16 @@ class Clock:
         return {name: statistics.median(values) for name, values in times.items()}
 
 
-def qkv(tokens: int, heads: int = 16, kv_heads: int | None = None, dim: int = 128, grad: bool = False) -> Any:
+def qkv(
+    tokens: int,
+    heads: int = 16,
+    kv_heads: int | None = None,
+    dim: int = 128,
+    grad: bool = False,
+    dtype: torch.dtype = BF16,
+) -> Any:
     shapes = [(1, h, tokens, dim) for h in (heads, kv_heads or heads, kv_heads or heads)]
-    return [torch.randn(s, device="cuda", dtype=BF16, requires_grad=grad) for s in shapes]
+    return [torch.randn(s, device="cuda", dtype=dtype, requires_grad=grad) for s in shapes]
 
 
 def sdpa_backends(q: Any, k: Any, v: Any, causal: bool = True) -> dict[str, Call]:
@@ -161,8 +168,14 @@ def dense_forward(clock: Clock, row: Row) -> None:
     )
 
 
-def dense_backward(clock: Clock, row: Row) -> None:
-    q, k, v = qkv(16384, grad=True)
+def float_forward(clock: Clock, row: Row) -> None:
+    q, k, v = qkv(4096, dtype=torch.float32)
+    peers = sdpa_backends(q, k, v)  # flash and cuDNN refuse float32
+    finish(row, clock.medians({"attn": lambda: attn.attention(q, k, v, causal=True), **peers}))
+
+
+def dense_backward(clock: Clock, row: Row, tokens: int = 16384, dtype: torch.dtype = BF16) -> None:
+    q, k, v = qkv(tokens, grad=True, dtype=dtype)
     dout = torch.randn_like(q)
 
     def backward_of(forward: Call) -> Call:
@@ -323,6 +336,12 @@ class Case:
 CASES = (
     Case("dense causal forward D=128 T=16384", ("attend_forward",), dense_forward, 0.9),
     Case("dense causal backward D=128 T=16384", ("attend_backward",), dense_backward, 0.8),
+    Case("float32 causal forward D=128 T=4096", ("attend_forward",), float_forward),
+    Case(
+        "float32 causal backward D=128 T=4096",
+        ("attend_backward",),
+        functools.partial(dense_backward, tokens=4096, dtype=torch.float32),
+    ),
     Case("10 % of blocks T=65536, dense", ("block_sparse_forward",), sparse_against_dense, 7.0),
     Case("S2 T=131072, local 1024, stride 16, dense", ("s2_forward",), long_against_dense(s2), 10.0),
     Case("HiP T=131072, dense", ("hip_select", "hip_attend"), long_against_dense(attn.hip_attention), 15.0),

@@ -85,18 +85,20 @@ template <int kRows> struct RowGrid {
   }
 };
 
+// Keys of a tile; of float32 half as many take the same memory.
 constexpr int kTileKeys = 64;
+template <class T> constexpr int kTileKeysOf = kTileKeys * 2 / static_cast<int>(sizeof(T));
 
-// Keys of a block that looks for the rows which see them: at most kTileKeys neighbours of a sequence, of one kv head.
+// Keys of a block that looks for the rows which see them: neighbours of a sequence, of one kv head.
 struct KeyItem {
   Sequence seq;
   int64_t head_kv;
   int32_t begin, end;
 };
 
-struct KeyGrid {
-  ATTN_HD static int64_t first_place(int64_t s, int64_t token) { return token / kTileKeys + s; }
-  ATTN_HD static int64_t uniform_places(const AttendParams& p) { return (p.tk + kTileKeys - 1) / kTileKeys; }
+template <int kKeys> struct KeyGridOf {
+  ATTN_HD static int64_t first_place(int64_t s, int64_t token) { return token / kKeys + s; }
+  ATTN_HD static int64_t uniform_places(const AttendParams& p) { return (p.tk + kKeys - 1) / kKeys; }
 
   static Grid grid(const AttendParams& p) {
     return {p.cu_k ? first_place(p.sequences, p.tk) : p.batch * uniform_places(p), p.heads_kv};
@@ -116,11 +118,12 @@ struct KeyGrid {
     }
     item.seq = sequence_inside(p, s);
     item.head_kv = head_kv;
-    if (part < 0 || part * kTileKeys >= item.seq.keys) return false;
-    item.begin = static_cast<int32_t>(part * kTileKeys);
-    item.end = min_i32(item.begin + kTileKeys, item.seq.keys);
+    if (part < 0 || part * kKeys >= item.seq.keys) return false;
+    item.begin = static_cast<int32_t>(part * kKeys);
+    item.end = min_i32(item.begin + kKeys, item.seq.keys);
     return true;
   }
 };
+using KeyGrid = KeyGridOf<kTileKeys>;
 
 }  // namespace attn::cuda

@@ -10,18 +10,20 @@ namespace attn::cuda {
 
 constexpr int32_t kNoKey = INT32_MIN;  // a position below every window
 
-struct KeyTile {
-  int64_t k_row[kTileKeys], v_row[kTileKeys];  // where a key's rows begin in its kv head, in elements; -1: no key
-  int64_t word[kTileKeys];                     // key's word of row 0 in LayoutView::bits, or -1
-  int32_t bit[kTileKeys];                      // and its bit there
-  int32_t position[kTileKeys];
-  int32_t exempt[kTileKeys];  // 0 or 1
-  int32_t segment[kTileKeys];
-  float weight[kTileKeys];  // times log2 e
-  int32_t n, first, last;   // keys, and the positions of the first and last
+template <int kSize> struct KeyTileOf {
+  static constexpr int kKeys = kSize;
+  int64_t k_row[kSize], v_row[kSize];  // where a key's rows begin in its kv head, in elements; -1: no key
+  int64_t word[kSize];                 // key's word of row 0 in LayoutView::bits, or -1
+  int32_t bit[kSize];                  // and its bit there
+  int32_t position[kSize];
+  int32_t exempt[kSize];  // 0 or 1
+  int32_t segment[kSize];
+  float weight[kSize];     // times log2 e
+  int32_t n, first, last;  // keys, and the positions of the first and last
   int32_t segment_low, segment_high;
   bool any_exempt, all_exempt, any_bits, removed;  // removed: a key of weight -inf, seen by nobody
 };
+using KeyTile = KeyTileOf<kTileKeys>;
 
 // Rows as far as position tells; any superset of them is right too.
 struct RowsReach {
@@ -40,12 +42,12 @@ struct RowsReach {
     return r;
   }
 
-  ATTN_DEVICE bool sees_all(const KeyTile& t, bool segments) const {
-    if (t.n < kTileKeys || t.any_bits || t.removed) return false;
+  template <class Tile> ATTN_DEVICE bool sees_all(const Tile& t, bool segments) const {
+    if (t.n < Tile::kKeys || t.any_bits || t.removed) return false;
     if (segments && (t.segment_low != segment_high || t.segment_high != segment_low)) return false;
     return (t.first >= last.lo && t.last <= first.hi) || (t.all_exempt && t.last <= first.cap);
   }
-  ATTN_DEVICE bool sees_none(const KeyTile& t, bool segments) const {
+  template <class Tile> ATTN_DEVICE bool sees_none(const Tile& t, bool segments) const {
     if (segments && (t.segment_low > segment_high || t.segment_high < segment_low)) return true;
     if (t.any_exempt) return t.first > max_i32(last.hi, last.cap);
     return t.first > last.hi || t.last < first.lo;
@@ -61,8 +63,9 @@ ATTN_DEVICE void warp_range(int32_t& low, int32_t& high) {
 
 // Fills `t` with the next keys of the item's schedule in [from, end); returns where to go on. kPlaced: each at its
 // distance from `from`, with gaps between them. A warp function.
-template <bool kPlaced = false>
-ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, int32_t from, int32_t end, KeyTile& t) {
+template <bool kPlaced = false, int kKeys>
+ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, int32_t from, int32_t end,
+                                  KeyTileOf<kKeys>& t) {
   const RowGroup& g = item.group;
   const int32_t sink = clamp_position(p.rule.sink), lane = seam::lane();
   const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
@@ -112,7 +115,7 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     }
   };
   visit_keys(p, g, from, end, [&](const Span& s) {
-    const int32_t to = kPlaced ? s.begin - from : n, count = min_i32(s.end - s.begin, kTileKeys - to);
+    const int32_t to = kPlaced ? s.begin - from : n, count = min_i32(s.end - s.begin, kKeys - to);
     for (int32_t i = filled + lane; i < to; i += 32) no_key(i);
     for (int32_t i = lane; i < count; i += 32) key(to + i, s.begin + i, s);
     if (n == 0) first = s.begin;
@@ -122,9 +125,9 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     any_exempt |= s.exempt | (s.begin < sink);
     all_exempt &= s.exempt | (next <= sink);
     any_bits |= s.slot >= 0;
-    return filled < kTileKeys;
+    return filled < kKeys;
   });
-  for (int32_t i = filled + lane; i < kTileKeys; i += 32) no_key(i);
+  for (int32_t i = filled + lane; i < kKeys; i += 32) no_key(i);
   removed = seam::any(removed);
   if (p.segment_k.data) warp_range(segment_low, segment_high);
   if (lane == 0) {
@@ -138,7 +141,7 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     t.any_bits = any_bits;
     t.removed = removed;
   }
-  return filled < kTileKeys ? end : next;
+  return filled < kKeys ? end : next;
 }
 
 }  // namespace attn::cuda

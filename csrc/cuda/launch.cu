@@ -48,9 +48,10 @@ AttendLaunchers choose(const AttendParams& p) {
   constexpr const char *what = "attention forward", *whose = "q, k and v";
   const int64_t dim = std::max(p.dim, p.dim_v);
   switch (p.dtype) {
+    case DType::f32: return by_dim<AttendForwardOf<DType::f32>>(what, whose, dim);
     case DType::bf16: return by_dim<AttendForwardOf<DType::bf16>>(what, whose, dim);
     case DType::f16: return by_dim<AttendForwardOf<DType::f16>>(what, whose, dim);
-    default: refuse_dtype(what, "bfloat16 and float16", p.dtype);
+    default: refuse_dtype(what, "float32, bfloat16 and float16", p.dtype);
   }
 }
 
@@ -83,10 +84,11 @@ AttendBackwardLaunchers choose(const AttendBackwardParams& b) {
   const AttendParams& p = b.forward;
   const int64_t dim = std::max(p.dim, p.dim_v);
   switch (p.dtype) {
+    case DType::f32: return {launch_attend_delta<DType::f32>, by_dim<AttendGradientsOf<DType::f32>>(what, whose, dim)};
     case DType::bf16:
       return {launch_attend_delta<DType::bf16>, by_dim<AttendGradientsOf<DType::bf16>>(what, whose, dim)};
     case DType::f16: return {launch_attend_delta<DType::f16>, by_dim<AttendGradientsOf<DType::f16>>(what, whose, dim)};
-    default: refuse_dtype(what, "bfloat16 and float16", p.dtype);
+    default: refuse_dtype(what, "float32, bfloat16 and float16", p.dtype);
   }
 }
 

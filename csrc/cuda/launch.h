@@ -17,13 +17,13 @@ namespace attn::cuda {
 
 using Stream = CUstream_st*;
 
-// f16 and bf16, head dimensions up to the largest of the build (256 unless configured otherwise). scratch:
+// f32, f16 and bf16, head dimensions up to the largest of the build (256 unless configured otherwise). scratch:
 // attend_scratch(params) floats on the device. On sm_90 some calls take kernels of their own (sm90/serves.h).
 void attend_forward(const AttendParams& params, float* scratch, Stream stream);
 // scratch: [B, H, Tq] floats on the device.
 void attend_backward(const AttendBackwardParams& params, float* scratch, Stream stream);
 
-// f32, f16 and bf16, the same head dimensions, searches of up to kHipNodesAtMost nodes.
+// The same dtypes and head dimensions, searches of up to kHipNodesAtMost nodes.
 void hip_select(const SelectParams& params, Stream stream);
 
 // f32, f16 and bf16.

@@ -13,10 +13,13 @@
 //   mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2])        m16n8k8 of what tf32(float) returned
 //
 //   ldmatrix4(uint32_t (&r)[4], const void* row), ldmatrix4_transposed(...)  row: 16 bytes of shared memory
+//   uint32_t load_word(const uint32_t* shared)                               a read that stays where it stands
+//   uint32_t zero_after(const float (&x)[4])                                 0, once x is known
 //   copy16_async(void* shared, const void* global, int bytes)                0 to 16 bytes, the rest zeros
 //   copy_commit(), copy_wait<groups left>()
 //
-//   float to_float(T), T from_float<T>(float), uint32_t pack<T>(float low, float high), float exp2_fast(float)
+//   float to_float(T), T from_float<T>(float), uint32_t pack<T>(float low, float high)
+//   uint32_t bits_of(float), float float_of(uint32_t), float exp2_fast(float)
 //   P load_whole<P>(const void*), store_whole(void*, P)    at most 16 bytes, aligned to their size
 #pragma once
 

@@ -72,6 +72,13 @@ ATTN_DEVICE void ldmatrix4_transposed(uint32_t (&r)[4], const void* row) {
                : "memory");
 }
 
+// A read in C++ would be moved far ahead of its use, with those of many products before them.
+ATTN_DEVICE uint32_t load_word(const uint32_t* shared) {
+  uint32_t x;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(shared_address(shared)) : "memory");
+  return x;
+}
+
 ATTN_DEVICE void copy16_async(void* shared, const void* global, int bytes) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes)
                : "memory");
@@ -82,6 +89,17 @@ template <int kLeft> ATTN_DEVICE void copy_wait() { asm volatile("cp.async.wait_
 // P is aligned to its size, at most 16 bytes: one instruction.
 template <class P> ATTN_DEVICE P load_whole(const void* p) { return *static_cast<const P*>(p); }
 template <class P> ATTN_DEVICE void store_whole(void* p, const P& x) { *static_cast<P*>(p) = x; }
+
+ATTN_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+ATTN_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+// Compilers put off what nothing waits for, here for as long as there are registers and longer. This is 0, which they
+// can't know: no GPU has 2^31 SMs.
+ATTN_DEVICE uint32_t zero_after(const float (&x)[4]) {
+  uint32_t zero;
+  asm("{.reg .u32 sm; mov.u32 sm, %%smid; shr.u32 %0, sm, 31;}" : "=r"(zero));
+  return (bits_of(x[0]) | bits_of(x[1]) | bits_of(x[2]) | bits_of(x[3])) & (0 - zero);
+}
 
 ATTN_DEVICE float to_float(float x) { return x; }
 ATTN_DEVICE double to_float(double x) { return x; }

@@ -128,14 +128,6 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "tap_pool": (),
     "window_pool": (),
 }
-_TENSOR_CORES = (torch.bfloat16, torch.float16)
-_TENSOR_CORE_OPS = (
-    "attention",
-    "block_sparse_attention",
-    "decode_attention",
-    "hip_attention",
-    "s2_attention",
-)
 
 BACKENDS: tuple[Backend, ...] = (
     Backend(
@@ -151,7 +143,6 @@ BACKENDS: tuple[Backend, ...] = (
         dtypes=(torch.float32, torch.bfloat16, torch.float16),
         ops=_CUDA_OPS,
         predicates=(_kernels_built,),
-        op_dtypes=dict.fromkeys(_TENSOR_CORE_OPS, _TENSOR_CORES),
     ),
 )
 

@@ -21,7 +21,8 @@ pytestmark = [
     ),
 ]
 HALF = (torch.bfloat16, torch.float16)
-ON_TENSOR_CORES = [dataclasses.replace(case, dtypes=HALF) for case in CASES]
+DTYPES = (torch.float32, *HALF)
+ON_TENSOR_CORES = [dataclasses.replace(case, dtypes=DTYPES) for case in CASES]
 
 
 def device_attention(q, k, v, **options):
@@ -101,12 +102,13 @@ def same_as_on_cpu(function, inputs, **options):
         torch.testing.assert_close(a.cpu(), e, rtol=tolerance, atol=tolerance * size)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("paged", [False, True])
 @pytest.mark.parametrize("new_tokens", [1, 3])
-def test_decode(paged, new_tokens):
+def test_decode(paged, new_tokens, dtype):
     g = torch.Generator().manual_seed(3)
-    q = torch.randn(3, 8, new_tokens, 64, generator=g).bfloat16()
-    k, v = (torch.randn(3, 2, 640, 64, generator=g).bfloat16() for _ in range(2))
+    q = torch.randn(3, 8, new_tokens, 64, generator=g).to(dtype)
+    k, v = (torch.randn(3, 2, 640, 64, generator=g).to(dtype) for _ in range(2))
     table = None
     if paged:
         table = torch.randperm(30, generator=g).int().view(3, 10)
@@ -118,7 +120,9 @@ def test_decode(paged, new_tokens):
     options["seqlens"] = options["seqlens"].cuda()
     moved = None if table is None else table.cuda()
     actual = attn.decode_attention(q.cuda(), k.cuda(), v.cuda(), **options, block_table=moved)
-    for a, e, tolerance in zip(actual, wanted, (2e-2, 1e-3), strict=True):
+    for a, e, tolerance in zip(
+        actual, wanted, (1e-5, 1e-5) if dtype == torch.float32 else (2e-2, 1e-3), strict=True
+    ):
         torch.testing.assert_close(a.cpu().float(), e.float(), rtol=tolerance, atol=tolerance)
 
 
@@ -362,9 +366,9 @@ def test_index_tensors_may_hold_anything():
 def test_refusals():
     q, k, v = tensors(dtype=torch.float32)
     with pytest.raises(
-        RuntimeError, match="attn::attend_forward: .*supports bfloat16 and float16, got float32"
+        RuntimeError, match="attn::attend_forward: .*supports float32, bfloat16 and float16, got float64"
     ):
-        torch.ops.attn.attend_forward(q, k, v)
+        torch.ops.attn.attend_forward(*(x.double() for x in (q, k, v)))
     with pytest.raises(RuntimeError, match="v must be on cuda:0 like the other arguments"):
         torch.ops.attn.attend_forward(q, k, v.cpu())
     with pytest.raises(attn.BackendError, match="cuda: has no kernels for agent_attention"):

@@ -52,7 +52,7 @@ template <class E> void check(const AttendOptions& o, uint32_t seed) {
 }
 
 template <class E> class SimtAttendBackward : public testing::Test {};
-using Elements = testing::Types<BF16, F16>;
+using Elements = testing::Types<BF16, F16, F32>;
 TYPED_TEST_SUITE(SimtAttendBackward, Elements);
 
 TYPED_TEST(SimtAttendBackward, RandomCalls) {

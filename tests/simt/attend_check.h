@@ -11,8 +11,11 @@ namespace attn {
 
 template <class E> using DeviceElement = cuda::Element<E::dtype>;
 
-// As in the CPU's test: share of 1/2 + |value| (the weights are rounded to E before they multiply v).
-template <class E> constexpr double kTolerance = E::dtype == DType::bf16 ? 0.008 : 0.001;
+// As in the CPU's test: share of 1/2 + |value| (16-bit weights are rounded to E before they multiply v).
+template <class E>
+constexpr double kTolerance = E::dtype == DType::bf16  ? 0.008
+                              : E::dtype == DType::f16 ? 0.001
+                                                       : 4e-6;
 constexpr double kLseTolerance = 4e-6;
 
 // Calls f(integral_constant<kDim>) for the kernel that holds both head dimensions.

@@ -18,7 +18,7 @@ template <class E> void check(const AttendOptions& o, uint32_t seed) {
 }
 
 template <class E> class SimtAttendForward : public testing::Test {};
-using Elements = testing::Types<BF16, F16>;
+using Elements = testing::Types<BF16, F16, F32>;
 TYPED_TEST_SUITE(SimtAttendForward, Elements);
 
 TYPED_TEST(SimtAttendForward, RandomCalls) {
@@ -151,6 +151,50 @@ TYPED_TEST(SimtAttendForward, OrderOfThreadsAndBatchDoNotMatter) {
   run<TypeParam>(p);
   const size_t entry = static_cast<size_t>(p.out.batch) * sizeof(together[0]);
   ASSERT_EQ(0, std::memcmp(c.out.data.data(), together.data() + 2 * p.out.batch, entry));
+}
+
+// Tensor cores cut sums off, which shows where all terms have one sign: the error of a sum of products of float32
+// against that of the textbook's formulas in float32.
+TEST(SimtAttendFloat, LongSumsOfOneSign) {
+  for (auto [tk, dim] : {std::array<int64_t, 2>{3000, 64}, {700, 256}}) {
+    AttendOptions o = one_head(3, tk);
+    o.dim = o.dim_v = dim;
+    o.scale = 0.05;
+    AttendCase<F32> c(o, 13);
+    for (auto* x : {&c.q, &c.k, &c.v})
+      for (int64_t t = 0; t < x->tokens; ++t)
+        for (int64_t d = 0; d < dim; ++d) x->at(0, 0, t, d) = 0.5f + std::abs(x->at(0, 0, t, d));
+    run<F32>(c.params());
+    const auto attend = [&](auto real, int64_t t) {
+      using Real = decltype(real);
+      std::vector<Real> weight, out(static_cast<size_t>(dim), 0);
+      Real top = -INFINITY, sum = 0;
+      for (int64_t j = 0; j < tk; ++j) {
+        Real x = 0;
+        for (int64_t d = 0; d < dim; ++d) x += static_cast<Real>(c.q.at(0, 0, t, d)) * c.k.at(0, 0, j, d);
+        weight.push_back(x * static_cast<Real>(o.scale));
+        top = std::max(top, weight.back());
+      }
+      for (Real& w : weight) sum += w = std::exp(w - top);
+      for (int64_t j = 0; j < tk; ++j)
+        for (int64_t d = 0; d < dim; ++d)
+          out[static_cast<size_t>(d)] += weight[static_cast<size_t>(j)] / sum * c.v.at(0, 0, j, d);
+      return out;
+    };
+    double ours = 0, plain = 0, largest = 0;
+    for (int64_t t = 0; t < 3; ++t) {
+      const std::vector<double> exact = attend(0., t);
+      const std::vector<float> usual = attend(0.f, t);
+      for (size_t d = 0; d < exact.size(); ++d) {
+        ours = std::max(ours, std::abs(c.out.get(0, 0, t, static_cast<int64_t>(d)) - exact[d]));
+        plain = std::max(plain, std::abs(usual[d] - exact[d]));
+        largest = std::max(largest, exact[d]);
+      }
+    }
+    RecordProperty("ours", testing::PrintToString(ours / largest));
+    EXPECT_LE(ours, 1e-6 * largest) << "float32 as in the textbook: " << plain / largest;
+    EXPECT_LE(ours, 2 * plain + 1e-5 * largest);
+  }
 }
 
 // On a GPU nobody looks at the values of index tensors before a kernel does: whatever they hold, it ends and stays

@@ -37,7 +37,7 @@ AttendOptions few_queries(std::mt19937& random) {
 }
 
 template <class E> class SimtDecode : public testing::Test {};
-using Elements = testing::Types<BF16, F16>;
+using Elements = testing::Types<BF16, F16, F32>;
 TYPED_TEST_SUITE(SimtDecode, Elements);
 
 TYPED_TEST(SimtDecode, RandomCalls) {

@@ -108,6 +108,10 @@ template <class P> void store_whole(void* p, const P& x) {
   *static_cast<P*>(p) = x;
 }
 
+inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
+inline float float_of(uint32_t bits) { return std::bit_cast<float>(bits); }
+inline uint32_t zero_after(const float (&)[4]) { return 0; }
+
 inline float to_float(float x) { return x; }
 inline double to_float(double x) { return x; }
 inline float to_float(Bf16 x) {
@@ -189,6 +193,12 @@ inline float tf32(float x) {
   return x;
 }
 
+// Tensor cores cut off what a sum has more bits than a float; so they do between the terms of longer sums.
+inline float cut_off(double x) {
+  const float f = static_cast<float>(x);
+  return std::abs(static_cast<double>(f)) > std::abs(x) ? std::nextafter(f, 0.f) : f;
+}
+
 // m16n8k8: lane (g, t) = (lane / 4, lane % 4) holds a[r] = A[g + 8 (r % 2)][t + 4 (r / 2)], b[r] = B[t + 4 r][g], c as
 // above. Operands that tf32() didn't return are an error: the hardware would cut them off.
 struct MmaTf32 {
@@ -203,17 +213,19 @@ inline void mma_tf32(float (&c)[4], const float (&a)[4], const float (&b)[2], co
   collective(
       "mma_tf32", mine,
       [](MmaTf32** l) {
-        float x[16][8], y[8][8], sum[16][8] = {};  // A, B
+        double x[16][8], y[8][8];  // A, B
         for (int i = 0; i < kWarp; ++i) {
           const int g = i / 4, t = i % 4;
           for (int r = 0; r < 4; ++r) x[g + 8 * (r % 2)][t + 4 * (r / 2)] = l[i]->a[r];
           for (int r = 0; r < 2; ++r) y[t + 4 * r][g] = l[i]->b[r];
         }
-        for (int m = 0; m < 16; ++m)
-          for (int k = 0; k < 8; ++k)
-            for (int n = 0; n < 8; ++n) sum[m][n] += x[m][k] * y[k][n];
-        for (int i = 0; i < kWarp; ++i)
-          for (int r = 0; r < 4; ++r) l[i]->c[r] += sum[i / 4 + 8 * (r / 2)][2 * (i % 4) + r % 2];
+        for (int i = 0; i < kWarp; ++i) {
+          for (int r = 0; r < 4; ++r) {
+            double sum = l[i]->c[r];
+            for (int k = 0; k < 8; ++k) sum += x[i / 4 + 8 * (r / 2)][k] * y[k][2 * (i % 4) + r % 2];
+            l[i]->c[r] = cut_off(sum);
+          }
+        }
       },
       where);
 }
@@ -252,6 +264,8 @@ inline void ldmatrix4(uint32_t (&r)[4], const void* row, const Where& where = Wh
 inline void ldmatrix4_transposed(uint32_t (&r)[4], const void* row, const Where& where = Where::current()) {
   ldmatrix_any<true>("ldmatrix4_transposed", r, row, where);
 }
+
+inline uint32_t load_word(const uint32_t* shared) { return *shared; }
 
 // Copies happen as late as they may: when they are waited for.
 inline void copy16_async(void* shared, const void* global, int bytes) { simt::copy_later(shared, global, bytes); }

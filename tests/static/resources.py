@@ -36,14 +36,14 @@ class Limit:
     needs: tuple[str, ...] = ()  # instructions, by name of COUNTED
 
 
-ATTEND = Limit(6, 255, ("HMMA", "LDSM", "LDGSTS"))
+ATTEND = Limit(9, 255, ("HMMA", "LDSM", "LDGSTS"))
 LIMITS = {
     "AttendForward": ATTEND,
     "Decode": ATTEND,
     "HipSelect": Limit(18, 255),  # those of float32 use no tensor cores
     "LayoutBuild": Limit(1, 64),
     "LayoutTranspose": Limit(1, 64),
-    "MergeSplits": Limit(2, 64),
+    "MergeSplits": Limit(3, 64),
     "QueryGradients": ATTEND,
     "KeyGradients": ATTEND,
     "AttendDelta": Limit(3, 64),

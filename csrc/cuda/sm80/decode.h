@@ -1,12 +1,13 @@
-// Attention of a few query rows against many keys (decoding), bf16 and f16, sm_80 and later: bound by reading K and V
-// once. A block takes up to 16 rows, the heads of a GQA group packed, and one part of the keys (decode_split.h); its
-// partial results are merged exactly by MergeSplits (smxx/merge_states.h).
+// Attention of a few query rows against many keys (decoding), sm_80 and later: bound by reading K and V once. A block
+// takes up to 16 rows, the heads of a GQA group packed, and one part of the keys (decode_split.h); its partial results
+// are merged exactly by MergeSplits (smxx/merge_states.h).
 //
 // The floor is (bytes of the keys in reach) / (bandwidth of memory). To keep memory busy a block has two tiles of 64
 // keys in shared memory, one that is read while the other arrives by cp.async in 16-byte pieces along the features: 32
 // KiB in flight at kDim = 128, with two blocks on an SM of an A100 or H100 three times what latency times bandwidth
 // asks for. One barrier a tile. Sixteen rows on tensor cores take a quarter of the time that the tile's bytes take to
-// arrive there, so rows that aren't used cost nothing. Shared memory: 43, 77 and 145 KiB for kDim = 64, 128 and 256.
+// arrive there, so rows that aren't used cost nothing; of float32 (tiles of 32 keys, two warps) three quarters. Shared
+// memory: 43, 77 and 145 KiB for kDim = 64, 128 and 256.
 #pragma once
 
 #include "cuda/decode_split.h"
@@ -17,14 +18,15 @@ namespace attn::cuda {
 
 // kDim: 64, 128 or 256, at least the features of q, k and v.
 template <class T, int kDim> struct Decode {
-  static constexpr int kThreads = 128, kWarps = kThreads / 32, kWarpKeys = kTileKeys / kWarps;
+  static constexpr int kKeys = kTileKeysOf<T>, kWarpKeys = 16, kWarps = kKeys / kWarpKeys, kThreads = 32 * kWarps;
   static_assert(kWarpRows == kSplitRows);
   static constexpr int kStages = 2, kTiles = kStages + 1, kPitch = kDim + 8;
+  using Tile = KeyTileOf<kKeys>;
   using Warp = WarpAttend<T, kDim, kWarpKeys>;
   using State = typename Warp::State;
   using Params = DecodeParams;
 
-  struct Stage { SharedRows<T, kDim, kTileKeys> k, v; };
+  struct Stage { SharedRows<T, kDim, kKeys> k, v; };
   // What warps found for the same rows and different keys.
   struct Found {
     float out[kWarps][kWarpRows][kPitch];  // the pitch keeps the rows of a store in different banks
@@ -36,7 +38,7 @@ template <class T, int kDim> struct Decode {
       Stage stage[kStages];
       Found found;
     };
-    KeyTile tile[kTiles];
+    Tile tile[kTiles];
     RowItem item;
     bool open;
   };
@@ -67,7 +69,7 @@ template <class T, int kDim> struct Decode {
     seam::sync_block();
     for (int i = 0; i < kStages - 1; ++i) load(i, i);
     for (int tile = 0, stage = 0;;) {
-      const KeyTile& t = shared.tile[tile];
+      const Tile& t = shared.tile[tile];
       if (t.n == 0) break;
       seam::copy_wait<kStages - 2>();
       seam::sync_block();
@@ -81,7 +83,7 @@ template <class T, int kDim> struct Decode {
         Warp::multiply_keys(shared.q, 0, s.k, key, scores);
         Warp::modify(p, t, key, rows, masked, scores);
         Warp::softmax(scores, state);
-        if (masked && seam::any(!s.v.template warp_finite<kWarpKeys>(key)))
+        if ((masked || Products<T>::kSplit) && seam::any(!s.v.template warp_finite<kWarpKeys>(key)))
           Warp::multiply_values_not_finite(s.v, key, scores, state);
         else Warp::multiply_values(s.v, key, scores, state);
       }
@@ -112,7 +114,7 @@ template <class T, int kDim> struct Decode {
   // Merges the warps, in their order, and writes the rows: a warp takes a row, a lane pairs of its features.
   ATTN_DEVICE static void finish(const Params& params, const RowItem& item, int64_t split, const Found& found) {
     const AttendParams& p = params.attend;
-    const bool pairs = stores_pairs(p.out), partial = params.splits > 1;
+    const bool pairs = stores_pairs<T>(p.out), partial = params.splits > 1;
     const int64_t rows = p.batch * p.heads * p.tq;
     for (int32_t r = seam::warp(); r < item.rows; r += kWarps) {
       float top = -INFINITY, sum = 0, share[kWarps];

@@ -17,11 +17,11 @@ template <class T, int kDim, int kThreads> struct DotMax {
 
   template <class Offset>
   ATTN_DEVICE static void load_queries(Shared& s, const View4& q, const T* base, int dim, Offset&& offset) {
-    s.q.template load<kThreads>(base, dim, rows_aligned(q), offset);
+    s.q.template load<kThreads>(base, dim, rows_aligned<T>(q), offset);
   }
   // row[i]: where key i begins, or -1.
   ATTN_DEVICE static void load_keys(Shared& s, int stage, const View4& k, const T* base, int dim, const int64_t* row) {
-    s.k[stage].template load<kThreads>(base, dim, rows_aligned(k), [&](int r) { return row[r]; });
+    s.k[stage].template load<kThreads>(base, dim, rows_aligned<T>(k), [&](int r) { return row[r]; });
   }
 
   // Calls f(part, key, maximum); NaN counts as -inf. Query rows up to the next multiple of 16 are looked at, too.

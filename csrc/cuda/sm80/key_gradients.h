@@ -1,4 +1,4 @@
-// dK, dV and the gradient of the keys' weights, for bf16 and f16 on tensor cores from sm_80 on. A block takes 64
+// dK, dV and the gradient of the keys' weights, on tensor cores from sm_80 on. A block takes 64 (of float32: 32)
 // neighbouring keys of a kv head, which stay in shared memory with their sums in registers: sums of a fixed order, over
 // tiles of the rows of every query head of the group. Which tiles look at its keys the block finds from the forward's
 // own schedule, a tile for each thread at a time; nothing is transposed in memory.
@@ -15,21 +15,23 @@
 namespace attn::cuda {
 
 template <class T, int kDim> struct KeyGradients {
-  static constexpr int kRows = 64;  // of a tile
+  static constexpr int kKeys = kTileKeysOf<T>, kRows = kKeys;  // of a tile
   // What registers allow: rows of which a warp has the scores at once, and warps that share 16 keys and each sum a part
   // of the features.
-  static constexpr int kColumns = kDim == 64 ? 32 : 16;
-  static constexpr int kParts = kDim > 128 ? 2 : 1, kGroups = kDim / 8 / kParts;
-  static constexpr int kKeyWarps = kTileKeys / 16, kWarps = kKeyWarps * kParts, kThreads = 32 * kWarps;
+  static constexpr int kColumns = kDim == 64 && !Products<T>::kSplit ? 32 : 16;
+  static constexpr int kParts = Products<T>::kSplit ? kDim / 64 : kDim > 128 ? 2 : 1, kGroups = kDim / 8 / kParts;
+  static constexpr int kKeyWarps = kKeys / 16, kWarps = kKeyWarps * kParts, kThreads = 32 * kWarps;
   using Warp = WarpAttend<T, kDim, kColumns>;
+  using Items = KeyGridOf<kKeys>;
+  using Tile = KeyTileOf<kKeys>;
   using Params = BackwardParams;
   using Row = typename Warp::Row;
   struct Shared {
-    SharedRows<T, kDim, kTileKeys> k, v;
+    SharedRows<T, kDim, kKeys> k, v;
     SharedRows<T, kDim, kRows> q, dout;
     KeyItem keys;
     RowItem item[2];
-    KeyTile tile[2];  // the keys as the item's rows look at them
+    Tile tile[2];  // the keys as the item's rows look at them
     Row row[kRows];
     RowGradient gradient[kRows];
     uint32_t touching[kWarps];  // a bit for each thread's row tile
@@ -67,7 +69,7 @@ template <class T, int kDim> struct KeyGradients {
     }
   };
 
-  static Grid grid(const Params& b) { return b.dk.data ? KeyGrid::grid(b.forward) : Grid{0}; }
+  static Grid grid(const Params& b) { return b.dk.data ? Items::grid(b.forward) : Grid{0}; }
 
   // The next thread from `i` whose row tile touches the keys, or -1.
   ATTN_DEVICE static int next_touching(const Shared& shared, int i) {
@@ -88,9 +90,9 @@ template <class T, int kDim> struct KeyGradients {
   }
 
   ATTN_DEVICE static void load_keys_of(const View4& x, int64_t dim, const KeyItem& keys,
-                                       SharedRows<T, kDim, kTileKeys>& to) {
+                                       SharedRows<T, kDim, kKeys>& to) {
     to.template load<kThreads>(static_cast<const T*>(x.data) + keys.seq.batch * x.batch + keys.head_kv * x.head,
-                               static_cast<int>(dim), rows_aligned(x), [&](int r) {
+                               static_cast<int>(dim), rows_aligned<T>(x), [&](int r) {
                                  return keys.begin + r < keys.end ? (keys.seq.k_token + keys.begin + r) * x.token : -1;
                                });
   }
@@ -105,8 +107,8 @@ template <class T, int kDim> struct KeyGradients {
   }
 
   // The calling warp's keys against the rows of the tile.
-  ATTN_DEVICE static void add(const AttendParams& p, const RowItem& item, const KeyTile& t, bool scanned,
-                              Shared& shared, Sums& sums) {
+  ATTN_DEVICE static void add(const AttendParams& p, const RowItem& item, const Tile& t, bool scanned, Shared& shared,
+                              Sums& sums) {
     const bool segments = p.segment_k.data;
     const bool found_q = scanned && any_found(shared.found_q), found_dout = scanned && any_found(shared.found_dout);
     const int key = seam::warp() % kKeyWarps * 16, group = seam::warp() / kKeyWarps * kGroups;
@@ -155,8 +157,9 @@ template <class T, int kDim> struct KeyGradients {
         load_tile_rows(b, item, shared);
         i = next_touching(shared, i + 1);
         if (seam::warp() == 0 && i >= 0) prepare(p, tiles, base + i, shared, turn ^ 1);
-        const KeyTile& t = shared.tile[turn];
-        const bool scanned = p.segment_k.data || !RowsReach::of(p, item, 0, item.rows).sees_all(t, false);
+        const Tile& t = shared.tile[turn];
+        const bool scanned =
+            Products<T>::kSplit || p.segment_k.data || !RowsReach::of(p, item, 0, item.rows).sees_all(t, false);
         seam::copy_wait<0>();
         if (scanned) {
           find_not_finite<kThreads>(shared.q, shared.found_q);
@@ -172,7 +175,7 @@ template <class T, int kDim> struct KeyGradients {
   // The calling warp's keys and features of one tensor.
   ATTN_DEVICE static void store(const View4& x, int64_t dim, const KeyItem& keys, float scale,
                                 const float (&sum)[kGroups][4]) {
-    const bool pairs = stores_pairs(x);
+    const bool pairs = stores_pairs<T>(x);
     const int group = seam::warp() / kKeyWarps * kGroups;
     ATTN_UNROLL
     for (int i = 0; i < 2; ++i) {
@@ -202,7 +205,7 @@ template <class T, int kDim> struct KeyGradients {
 
   ATTN_DEVICE static void run(const Params& b, Shared& shared) {
     const AttendParams& p = b.forward;
-    if (seam::thread() == 0) shared.open = KeyGrid::open(p, seam::block_x(), seam::block_y(), shared.keys);
+    if (seam::thread() == 0) shared.open = Items::open(p, seam::block_x(), seam::block_y(), shared.keys);
     seam::sync_block();
     if (!shared.open) return;
     const KeyItem& keys = shared.keys;

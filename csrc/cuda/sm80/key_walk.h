@@ -36,7 +36,7 @@ ATTN_DEVICE void find_not_finite(Rows& rows, int32_t (&found)[kWarps]) {
 // Calls f(tile, scanned) in every thread for each key tile of the item's schedule, with its keys in shared.k and
 // shared.v. Two barriers a tile: one before the copies (the tile before is done with), one after. While they fly, warp
 // 0 walks the schedule for the tile after. Where some row may not see some key, `values` (one of the two) is scanned
-// for what isn't finite: any_found(shared.found).
+// for what isn't finite: any_found(shared.found). Operands in two parts are always: no part of infinity may meet a 0.
 template <int kThreads, int kBarrier = 0, class Shared, class Rows, class F>
 ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, Shared& shared, Rows& values, F&& f) {
   const RowsReach reach = RowsReach::of(p, item, 0, item.rows);
@@ -44,13 +44,13 @@ ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, S
   int32_t next = 0;
   if (seam::warp() == 0) next = fill_key_tile(p, item, next, end, shared.tile[0]);
   for (int turn = 0;; turn ^= 1) {
-    const KeyTile& t = shared.tile[turn];
+    const auto& t = shared.tile[turn];
     sync_threads<kThreads, kBarrier>();
     if (t.n == 0) return;
     load_keys<kThreads>(p, item, t, shared.k, shared.v);
     seam::copy_commit();
     if (seam::warp() == 0) next = fill_key_tile(p, item, next, end, shared.tile[turn ^ 1]);
-    const bool scan = p.segment_k.data || !reach.sees_all(t, false);
+    const bool scan = Products<typename Rows::Element>::kSplit || p.segment_k.data || !reach.sees_all(t, false);
     seam::copy_wait<0>();
     if (scan) find_not_finite<kThreads>(values, shared.found);
     sync_threads<kThreads, kBarrier>();

@@ -1,8 +1,9 @@
-// dQ and the gradient of the gate, for bf16 and f16 on tensor cores from sm_80 on. Like the forward: a block takes
-// query rows, a warp 16 of them, and key tiles of 64 pass through shared memory. Scores and their gradients stay in
+// dQ and the gradient of the gate, on tensor cores from sm_80 on. Like the forward: a block takes query rows, a warp 16
+// of them, and key tiles of 64 pass through shared memory; half of each of float32. Scores and their gradients stay in
 // registers: as accumulators of their products they have the form that operand A of the next one wants.
 //
-// Shared memory, of a block: 2 kDim (2 kRows + 2 * 64) bytes and 6 KiB: 54, 70 and 134 KiB.
+// Shared memory, of a block: 2 kDim (2 kRows + 2 * 64) bytes of 16-bit rows, as much of float32, and 6 KiB: 54, 70 and
+// 134 KiB.
 #pragma once
 
 #include "cuda/sm80/key_walk.h"
@@ -11,16 +12,18 @@
 namespace attn::cuda {
 
 template <class T, int kDim> struct QueryGradients {
-  static constexpr int kRows = kDim == 64 ? 128 : 64, kWarps = kRows / kWarpRows, kThreads = 32 * kWarps;
+  static constexpr int kTile = kTileKeysOf<T>, kRows = kDim == 64 ? 2 * kTile : kTile;
+  static constexpr int kWarps = kRows / kWarpRows, kThreads = 32 * kWarps;
   // Keys of which a warp has the scores at once: what registers allow.
-  static constexpr int kKeys = kDim == 256 ? 16 : 32;
+  static constexpr int kKeys = kDim == 256 || (Products<T>::kSplit && kDim == 128) ? 16 : 32;
   using Items = RowGrid<kRows>;
+  using Tile = KeyTileOf<kTile>;
   using Warp = WarpAttend<T, kDim, kKeys>;
   using Params = BackwardParams;
   struct Shared {
     SharedRows<T, kDim, kRows> q, dout;
-    SharedRows<T, kDim, kTileKeys> k, v;
-    KeyTile tile[2];
+    SharedRows<T, kDim, kTile> k, v;
+    Tile tile[2];
     int32_t found[kWarps];
     RowItem item;
     bool open;
@@ -38,7 +41,7 @@ template <class T, int kDim> struct QueryGradients {
     RowsReach reach = RowsReach::of(p, item, idle ? 0 : first, min_i32(first + kWarpRows, item.rows));
     typename Warp::Row rows[2];
     Warp::load_rows(p, item, first, rows, reach);
-    for_each_key_tile<kThreads>(p, item, shared, shared.k, [&](const KeyTile& t, bool scanned) {
+    for_each_key_tile<kThreads>(p, item, shared, shared.k, [&](const Tile& t, bool scanned) {
       if (idle || reach.sees_none(t, segments)) return;
       const bool masked = !reach.sees_all(t, segments), found = scanned && any_found(shared.found);
       ATTN_ROLLED
@@ -61,7 +64,7 @@ template <class T, int kDim> struct QueryGradients {
 
   ATTN_DEVICE static void finish(const Params& b, const RowItem& item, Sums& sums) {
     const AttendParams& p = b.forward;
-    const bool pairs = stores_pairs(b.dq);
+    const bool pairs = stores_pairs<T>(b.dq);
     const float scale = static_cast<float>(p.scale);
     ATTN_UNROLL
     for (int i = 0; i < 2; ++i) {

@@ -31,8 +31,8 @@ template <class Row> struct ScorePlace {
 // s: q k -> weight times gate; g: <dout, v> -> gradient of scale q k. Where a row doesn't see a key both become exactly
 // 0, whatever stood there. place(n, e) says where s[n][e] stands; sum(e, x, y) is told of x = weight <dout, v> (for the
 // gate's gradient) and y = gradient of the logit (for the key's weight).
-template <class Warp, class Place, class Sum>
-ATTN_DEVICE void score_gradients(const AttendParams& p, const KeyTile& t, bool masked, typename Warp::Scores& s,
+template <class Warp, class Tile, class Place, class Sum>
+ATTN_DEVICE void score_gradients(const AttendParams& p, const Tile& t, bool masked, typename Warp::Scores& s,
                                  typename Warp::Scores& g, Place&& place, Sum&& sum) {
   const float scale = static_cast<float>(p.scale * kLog2e), cap = static_cast<float>(p.softcap * kLog2e);
   ATTN_UNROLL

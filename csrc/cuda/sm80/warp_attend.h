@@ -1,8 +1,9 @@
-// Sixteen query rows of a warp against keys of a tile, on tensor cores: products, logits, online softmax, values. bf16
-// and f16, fp32 accumulation.
+// Sixteen query rows of a warp against keys of a tile, on tensor cores: products, logits, online softmax, values. bf16,
+// f16 and float32 (products.h), fp32 accumulation.
 #pragma once
 
 #include "cuda/key_tile.h"
+#include "cuda/sm80/products.h"
 #include "cuda/sm80/shared_rows.h"
 
 namespace attn::cuda {
@@ -41,6 +42,8 @@ template <int kDim> struct AttendState {
 template <class T, int kDim, int kKeys> struct WarpAttend {
   static constexpr int kKeyGroups = kKeys / 8, kFeatureGroups = kDim / 8;
   using Params = AttendParams;
+  using Product = Products<T>;
+  static constexpr int kDepth = Product::kDepth, kSteps = kKeys / kDepth;
 
   // The calling thread's two rows, g and g + 8 of its warp's 16 with g = lane / 4; lane % 4 chooses columns. Rows past
   // the item's repeat its last one and are not written.
@@ -73,26 +76,43 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     warp_range(reach.segment_low, reach.segment_high);
   }
 
-  // Products of the 16 rows from q_row with the keys from `key`.
-  template <class Queries, class Keys>
-  ATTN_DEVICE static void multiply_keys(Queries& q, int q_row, Keys& k, int key, Scores& s) {
+  // Products of the 16 rows from q_row with the keys from `key`, over kCount features from `feature`.
+  template <int kCount, class Queries, class Keys>
+  ATTN_DEVICE static void multiply_features(Queries& q, int q_row, Keys& k, int key, int feature, Scores& s) {
     ATTN_UNROLL
     for (int n = 0; n < kKeyGroups; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
     ATTN_UNROLL
-    for (int d = 0; d < kDim / 16; ++d) {
-      uint32_t a[4];
-      q.operand_a(a, q_row, d);
+    for (int i = 0; i < kCount / kDepth; ++i) {
+      const int d = feature / kDepth + i;
+      uint32_t x[4];
+      q.operand_a(x, q_row, d);
+      const typename Product::A a = Product::operand(x);
       ATTN_UNROLL
       for (int n = 0; n < kKeyGroups; n += 2) {
         uint32_t b[2], c[2];
         k.operands_b(b, c, key + 8 * n, d);
-        seam::mma<T>(s[n], a, b);
-        seam::mma<T>(s[n + 1], a, c);
+        Product::add(s[n], a, b);
+        Product::add(s[n + 1], a, c);
+      }
+    }
+  }
+  template <class Queries, class Keys>
+  ATTN_DEVICE static void multiply_keys(Queries& q, int q_row, Keys& k, int key, Scores& s) {
+    constexpr int kCount = Product::kSplit ? 64 : kDim;
+    multiply_features<kCount>(q, q_row, k, key, 0, s);
+    ATTN_ROLLED
+    for (int feature = kCount; feature < kDim; feature += kCount) {
+      Scores more;
+      multiply_features<kCount>(q, q_row, k, key, feature, more);
+      ATTN_UNROLL
+      for (int n = 0; n < kKeyGroups; ++n) {
+        ATTN_UNROLL
+        for (int e = 0; e < 4; ++e) s[n][e] += more[n][e];
       }
     }
   }
 
-  ATTN_DEVICE static bool visible_key(const Params& p, const KeyTile& t, int key, const Row& row) {
+  template <class Tile> ATTN_DEVICE static bool visible_key(const Params& p, const Tile& t, int key, const Row& row) {
     bool keep = visible(t.position[key], row.window.lo, row.window.hi, row.window.cap, t.exempt[key]);
     if (p.segment_k.data) keep &= t.segment[key] == row.segment;
     if (t.word[key] >= 0) keep = keep && (p.layout.bits[t.word[key] + row.words] >> t.bit[key] & 1);
@@ -100,7 +120,8 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
   }
 
   // Products -> logits in base-2 units, -inf where the row doesn't see the key.
-  ATTN_DEVICE static void modify(const Params& p, const KeyTile& t, int first_key, const Row (&rows)[2], bool masked,
+  template <class Tile>
+  ATTN_DEVICE static void modify(const Params& p, const Tile& t, int first_key, const Row (&rows)[2], bool masked,
                                  Scores& s) {
     const float scale = static_cast<float>(p.scale * kLog2e), cap = static_cast<float>(p.softcap * kLog2e);
     ATTN_UNROLL
@@ -145,28 +166,23 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     }
   }
 
-  // Weights of the 16 keys from 16 k as operand A.
-  ATTN_DEVICE static void operand_weights(uint32_t (&a)[4], const Scores& s, int k) {
-    a[0] = seam::pack<T>(s[2 * k][0], s[2 * k][1]);
-    a[1] = seam::pack<T>(s[2 * k][2], s[2 * k][3]);
-    a[2] = seam::pack<T>(s[2 * k + 1][0], s[2 * k + 1][1]);
-    a[3] = seam::pack<T>(s[2 * k + 1][2], s[2 * k + 1][3]);
-  }
-
   // Adds weights times the values from `key`, of kGroups groups of features from `group`.
   template <class Values, int kGroups>
   ATTN_DEVICE static void multiply_values(Values& v, int key, const Scores& s, float (&out)[kGroups][4],
                                           int group = 0) {
-    ATTN_UNROLL
-    for (int k = 0; k < kKeys / 16; ++k) {
-      uint32_t a[4];
-      operand_weights(a, s, k);
+    if constexpr (Product::kSplit) {
+      multiply_values_rounded<false>(v, key, s, out, group);
+    } else {
       ATTN_UNROLL
-      for (int n = 0; n < kGroups; n += 2) {
-        uint32_t b[2], c[2];
-        v.operands_b_transposed(b, c, key + 16 * k, (group + n) / 2);
-        seam::mma<T>(out[n], a, b);
-        seam::mma<T>(out[n + 1], a, c);
+      for (int k = 0; k < kSteps; ++k) {
+        const typename Product::A a = Product::operand(s, k);
+        ATTN_UNROLL
+        for (int n = 0; n < kGroups; n += 2) {
+          uint32_t b[2], c[2];
+          v.operands_b_transposed(b, c, key + kDepth * k, (group + n) / 2);
+          Product::add(out[n], a, b);
+          Product::add(out[n + 1], a, c);
+        }
       }
     }
   }
@@ -179,24 +195,22 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
   template <class Values, int kGroups>
   ATTN_DEVICE static void multiply_values_not_finite(Values& v, int key, const Scores& s, float (&out)[kGroups][4],
                                                      int group = 0) {
-    uint32_t a[kKeys / 16][4];
+    if constexpr (Product::kSplit) {
+      multiply_values_rounded<true>(v, key, s, out, group);
+      return;
+    }
+    typename Product::A a[kSteps];
     ATTN_UNROLL
-    for (int k = 0; k < kKeys / 16; ++k) operand_weights(a[k], s, k);
+    for (int k = 0; k < kSteps; ++k) a[k] = Product::operand(s, k);
     ATTN_UNROLL
     for (int n = 0; n < kGroups; n += 2) {
-      uint32_t b[kKeys / 16][2][2];
+      uint32_t b[kSteps][2][2];
       float up[2][4] = {}, down[2][4] = {};
       ATTN_UNROLL
-      for (int k = 0; k < kKeys / 16; ++k) {
-        v.operands_b_transposed(b[k][0], b[k][1], key + 16 * k, (group + n) / 2);
+      for (int k = 0; k < kSteps; ++k) {
+        v.operands_b_transposed(b[k][0], b[k][1], key + kDepth * k, (group + n) / 2);
         ATTN_UNROLL
-        for (int i = 0; i < 2; ++i) {
-          uint32_t plus[2], minus[2];
-          ATTN_UNROLL
-          for (int j = 0; j < 2; ++j) split_not_finite<T>(b[k][i][j], plus[j], minus[j]);
-          seam::mma<T>(up[i], a[k], plus);
-          seam::mma<T>(down[i], a[k], minus);
-        }
+        for (int i = 0; i < 2; ++i) add_not_finite(a[k], b[k][i], up[i], down[i]);
       }
       ATTN_UNROLL
       for (int i = 0; i < 2; ++i) {
@@ -207,13 +221,66 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
         }
         // Last: what follows the final mma would be put off to the end of the function, with all its registers.
         ATTN_UNROLL
-        for (int k = 0; k < kKeys / 16; ++k) seam::mma<T>(out[n + i], a[k], b[k][i]);
+        for (int k = 0; k < kSteps; ++k) Product::add(out[n + i], a[k], b[k][i]);
       }
     }
   }
   template <class Values>
   ATTN_DEVICE static void multiply_values_not_finite(Values& v, int key, const Scores& s, State& state) {
     multiply_values_not_finite(v, key, s, state.out);
+  }
+
+  // Either, for operands in two parts: tensor cores add up the keys of a tile, and their sum is rounded.
+  template <bool kLook, class Values, int kGroups>
+  ATTN_DEVICE static void multiply_values_rounded(Values& v, int key, const Scores& s, float (&out)[kGroups][4],
+                                                  int group) {
+    typename Product::A a[kSteps];
+    ATTN_UNROLL
+    for (int k = 0; k < kSteps; ++k) a[k] = Product::operand(s, k);
+    ATTN_UNROLL
+    for (int n = 0; n < kGroups; n += 2) {
+      uint32_t b[kSteps][2][2];
+      bool found = false;
+      ATTN_UNROLL
+      for (int k = 0; k < kSteps; ++k) {
+        v.operands_b_transposed(b[k][0], b[k][1], key + kDepth * k, (group + n) / 2);
+        ATTN_UNROLL
+        for (int i = 0; kLook && i < 4; ++i) found |= (b[k][i / 2][i % 2] & kNotFinite<T>) == kNotFinite<T>;
+      }
+      if (kLook && seam::any(found)) {
+        ATTN_UNROLL
+        for (int i = 0; i < 2; ++i) {
+          float up[4] = {}, down[4] = {};
+          ATTN_UNROLL
+          for (int k = 0; k < kSteps; ++k) add_not_finite(a[k], b[k][i], up, down);
+          ATTN_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            if (up[e] != 0) out[n + i][e] += INFINITY;
+            if (down[e] != 0) out[n + i][e] -= INFINITY;
+          }
+        }
+      }
+      ATTN_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        float sum[4] = {};
+        // The sums of four groups before must be done.
+        if (n >= 4) b[0][i][0] |= seam::zero_after(out[n + i - 4]);
+        ATTN_UNROLL
+        for (int k = 0; k < kSteps; ++k) Product::add(sum, a[k], b[k][i]);
+        ATTN_UNROLL
+        for (int e = 0; e < 4; ++e) out[n + i][e] += sum[e];
+      }
+    }
+  }
+
+  // Takes what isn't finite out of b, and adds the weights that would have multiplied it.
+  ATTN_DEVICE static void add_not_finite(const typename Product::A& a, uint32_t (&b)[2], float (&up)[4],
+                                         float (&down)[4]) {
+    uint32_t plus[2], minus[2];
+    ATTN_UNROLL
+    for (int j = 0; j < 2; ++j) split_not_finite<T>(b[j], plus[j], minus[j]);
+    Product::add_where(up, a, plus);
+    Product::add_where(down, a, minus);
   }
 };
 
@@ -226,19 +293,19 @@ ATTN_DEVICE int64_t row_offset(const View4& x, const RowItem& item, int32_t r) {
 template <int kThreads, class T, int kDim, int kRows>
 ATTN_DEVICE void load_rows(const View4& x, int64_t dim, const RowItem& item, SharedRows<T, kDim, kRows>& to) {
   to.template load<kThreads>(static_cast<const T*>(x.data) + item.seq.batch * x.batch, static_cast<int>(dim),
-                             rows_aligned(x), [&](int r) { return r < item.rows ? row_offset(x, item, r) : -1; });
+                             rows_aligned<T>(x), [&](int r) { return r < item.rows ? row_offset(x, item, r) : -1; });
 }
 template <int kThreads, class T, int kDim, int kRows>
 ATTN_DEVICE void load_queries(const AttendParams& p, const RowItem& item, SharedRows<T, kDim, kRows>& q) {
   load_rows<kThreads>(p.q, p.dim, item, q);
 }
-template <int kThreads, class T, int kDim>
-ATTN_DEVICE void load_keys(const AttendParams& p, const RowItem& item, const KeyTile& t,
-                           SharedRows<T, kDim, kTileKeys>& k, SharedRows<T, kDim, kTileKeys>& v) {
+template <int kThreads, class T, int kDim, int kKeys>
+ATTN_DEVICE void load_keys(const AttendParams& p, const RowItem& item, const KeyTileOf<kKeys>& t,
+                           SharedRows<T, kDim, kKeys>& k, SharedRows<T, kDim, kKeys>& v) {
   k.template load<kThreads>(static_cast<const T*>(p.k.data) + item.group.head_kv * p.k.head, static_cast<int>(p.dim),
-                            rows_aligned(p.k), [&](int r) { return t.k_row[r]; });
+                            rows_aligned<T>(p.k), [&](int r) { return t.k_row[r]; });
   v.template load<kThreads>(static_cast<const T*>(p.v.data) + item.group.head_kv * p.v.head, static_cast<int>(p.dim_v),
-                            rows_aligned(p.v), [&](int r) { return t.v_row[r]; });
+                            rows_aligned<T>(p.v), [&](int r) { return t.v_row[r]; });
 }
 
 ATTN_DEVICE float row_gate(const AttendParams& p, const RowItem& item, int32_t r) {
@@ -267,17 +334,20 @@ template <class T> ATTN_DEVICE T* out_row(const AttendParams& p, const RowItem& 
   return row_of_item<T>(p.out, item, r);
 }
 
+struct alignas(8) Pair { float low, high; };
+
 // Two neighbouring features of a row of `dim`; `pairs`: they may be written as one.
 template <class T> ATTN_DEVICE void store_pair(T* out, int64_t d, int64_t dim, bool pairs, float low, float high) {
   if (pairs && d + 1 < dim) {
-    *reinterpret_cast<uint32_t*>(out + d) = seam::pack<T>(low, high);
+    if constexpr (sizeof(T) == 4) *reinterpret_cast<Pair*>(out + d) = {low, high};
+    else *reinterpret_cast<uint32_t*>(out + d) = seam::pack<T>(low, high);
   } else {
     if (d < dim) out[d] = seam::from_float<T>(low);
     if (d + 1 < dim) out[d + 1] = seam::from_float<T>(high);
   }
 }
-ATTN_DEVICE bool stores_pairs(const View4& x) {
-  return reinterpret_cast<uintptr_t>(x.data) % 4 == 0 && (x.batch | x.head | x.token) % 2 == 0;
+template <class T> ATTN_DEVICE bool stores_pairs(const View4& x) {
+  return reinterpret_cast<uintptr_t>(x.data) % (2 * sizeof(T)) == 0 && (x.batch | x.head | x.token) % 2 == 0;
 }
 
 }  // namespace attn::cuda

@@ -166,7 +166,7 @@ template <class T, int kDim> struct AttendGroups {
   }
 
   ATTN_DEVICE static void load_queries(const AttendParams& p, const RowItem& item, typename Group::Queries& q) {
-    const bool aligned = rows_aligned(p.q);
+    const bool aligned = rows_aligned<T>(p.q);
     ATTN_UNROLL
     for (int d = 0; d < Group::Queries::kCount; ++d) {
       const T* from = static_cast<const T*>(p.q.data) + item.seq.batch * p.q.batch + seam::kPanelElements * d;

@@ -126,7 +126,7 @@ template <class T, int kDim> struct GroupAttend {
 
   ATTN_DEVICE static void take_weights(const Scores& s, Weights& a) {
     ATTN_UNROLL
-    for (int k = 0; k < kGroupKeys / 16; ++k) Warp::operand_weights(a[k], s, k);
+    for (int k = 0; k < kGroupKeys / 16; ++k) Products<T>::pack(a[k], s, k);
   }
 
   ATTN_DEVICE static bool finite(const State& state) {
