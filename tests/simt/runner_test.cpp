@@ -89,23 +89,6 @@ TEST(Simt, SharedMemoryRacesAreReported) {
   }
 }
 
-// Every lane gets the sum of its own warp.
-struct WarpSum {
-  static constexpr int kThreads = 64;
-  using Params = int32_t*;
-  struct Shared {};
-  static void run(const Params& out, Shared&) { out[thread()] = reduce_add(thread() * thread() - 1000); }
-};
-
-TEST(SimtRunner, ReduceAddIsTheSumOfAWarp) {
-  std::vector<int32_t> out(64, 7);
-  simt::launch<WarpSum>({}, out.data(), simt::Order::mixed);
-  int32_t want[2] = {};
-  for (int t = 0; t < 64; ++t) want[t / 32] += t * t - 1000;
-  for (int t = 0; t < 64; ++t) EXPECT_EQ(out[static_cast<size_t>(t)], want[t / 32]);
-  EXPECT_EQ(popcount(0x80000101u), 3u);
-}
-
 // Warps exchange through a named barrier, lanes through sync_warp; a shuffle orders nothing.
 template <int kVariant> struct Exchange {
   static constexpr int kThreads = 128;
@@ -154,6 +137,74 @@ TEST(Simt, UnwrittenSharedMemoryIsReported) {
   EXPECT_REPORT(simt::launch<Unwritten>({}, {out}), "read of what nobody wrote by thread 31 at byte 128");
 }
 #endif
+
+// Every lane gets the sum of its own warp.
+struct WarpSum {
+  static constexpr int kThreads = 64;
+  using Params = int32_t*;
+  struct Shared {};
+  static void run(const Params& out, Shared&) { out[thread()] = reduce_add(thread() * thread() - 1000); }
+};
+
+TEST(SimtRunner, ReduceAddIsTheSumOfAWarp) {
+  std::vector<int32_t> out(64, 7);
+  simt::launch<WarpSum>({}, out.data(), simt::Order::mixed);
+  int32_t want[2] = {};
+  for (int t = 0; t < 64; ++t) want[t / 32] += t * t - 1000;
+  for (int t = 0; t < 64; ++t) EXPECT_EQ(out[static_cast<size_t>(t)], want[t / 32]);
+  EXPECT_EQ(popcount(0x80000101u), 3u);
+}
+
+enum class Whole { right, misaligned_load, misaligned_store, unordered };
+
+// Each thread moves eight bytes as one to its neighbour, through shared memory, and reads a word of the other one's.
+template <Whole kFault> struct WholeAccesses {
+  static constexpr int kThreads = 32;
+  struct alignas(8) Pair { float low, high; };
+  struct Params {
+    const float* in;
+    float* out;
+    uint32_t* words;
+  };
+  struct Shared { Pair x[kThreads]; };
+  static void run(const Params& p, Shared& s) {
+    const int t = thread(), other = t ^ 1;
+    const float* in = p.in + 2 * t + (kFault == Whole::misaligned_load);
+    store_whole(&s.x[t], load_whole<Pair>(in));
+    if (kFault != Whole::unordered) sync_warp();
+    p.words[t] = load_word(reinterpret_cast<const uint32_t*>(&s.x[other].high));
+    store_whole(p.out + 2 * t + (kFault == Whole::misaligned_store), load_whole<Pair>(&s.x[other]));
+  }
+};
+
+template <Whole kFault> void run_whole() {
+  alignas(8) float in[66], out[66];
+  uint32_t words[32];
+  for (int i = 0; i < 66; ++i) in[i] = static_cast<float>(i) - 20.5f, out[i] = NAN;
+  simt::launch<WholeAccesses<kFault>>({}, {in, out, words}, simt::Order::mixed);
+  for (int t = 0; t < 32; ++t) {
+    EXPECT_EQ(out[2 * t], in[2 * (t ^ 1)]);
+    EXPECT_EQ(out[2 * t + 1], in[2 * (t ^ 1) + 1]);
+    EXPECT_EQ(float_of(words[t]), in[2 * (t ^ 1) + 1]);
+  }
+  EXPECT_TRUE(std::isnan(out[64]));
+}
+
+TEST(Simt, WholeAccessesAreAligned) {
+  run_whole<Whole::right>();
+  EXPECT_REPORT(run_whole<Whole::misaligned_load>(), "an access to 8 bytes isn't aligned");
+  EXPECT_REPORT(run_whole<Whole::misaligned_store>(), "an access to 8 bytes isn't aligned");
+#if defined(ATTN_SIMT_RACES)
+  EXPECT_REPORT(run_whole<Whole::unordered>(), "shared memory");
+#endif
+}
+
+// A word that is or-ed to an operand to make it wait must never change it.
+TEST(Simt, ZeroAfterIsZero) {
+  for (float x : {0.f, -0.f, 1.5f, -INFINITY, std::nanf("")}) EXPECT_EQ(zero_after({x, 1, NAN, -INFINITY}), 0u) << x;
+  EXPECT_EQ(bits_of(-2), 0xc0000000u);
+  EXPECT_EQ(float_of(bits_of(0x1p-140f)), 0x1p-140f);
+}
 
 // out = A B for one 64 x 16 tile per warp's 16 rows, k = 32, via copy16_async, ldmatrix and mma.
 template <class T, bool kWait> struct TileProduct {
