@@ -37,7 +37,6 @@ class Backend:
         dtypes: element types of its floating point arguments.
         ops: functions it has kernels for, each with what further restricts it.
         predicates: restrictions common to all its functions.
-        op_dtypes: dtypes of functions that don't take all of `dtypes`.
     """
 
     name: str
@@ -45,10 +44,6 @@ class Backend:
     dtypes: tuple[torch.dtype, ...]
     ops: dict[str, tuple[Predicate, ...]]
     predicates: tuple[Predicate, ...] = field(default=())
-    op_dtypes: dict[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
-
-    def dtypes_of(self, op: str) -> tuple[torch.dtype, ...]:
-        return self.op_dtypes.get(op, self.dtypes)
 
     def reasons(self, op: str, facts: Facts) -> list[str]:
         """Why this backend cannot serve the call; empty if it can."""
@@ -60,8 +55,8 @@ class Backend:
         if device not in self.devices:
             advice = "" if missing else f"; move them with .to('{self.devices[0]}')"
             why.append(f"serves {' and '.join(self.devices)} tensors, got {device}{advice}")
-        if dtype not in self.dtypes_of(op):
-            names = ", ".join(dtype_name(d) for d in self.dtypes_of(op))
+        if dtype not in self.dtypes:
+            names = ", ".join(dtype_name(d) for d in self.dtypes)
             why.append(f"supports dtypes {names}, got {dtype_name(dtype)}; convert with .to(...)")
         return why + missing + _failing(self.ops[op], facts)
 
@@ -180,7 +175,7 @@ def support_matrix() -> list[dict[str, str]]:
             "op": op,
             "backend": backend.name,
             "devices": ", ".join(backend.devices),
-            "dtypes": ", ".join(dtype_name(d) for d in backend.dtypes_of(op)),
+            "dtypes": ", ".join(dtype_name(d) for d in backend.dtypes),
         }
         for backend in BACKENDS
         for op in backend.ops

@@ -48,7 +48,7 @@ def _cell(backend: Backend, op: str, notes: list[str]) -> str:
     if op not in backend.ops:
         return "no"
     marks = [_note(predicate, notes) for predicate in backend.ops[op]]
-    return ", ".join(_short(dtype_name(dtype)) for dtype in backend.dtypes_of(op)) + "".join(marks)
+    return ", ".join(_short(dtype_name(dtype)) for dtype in backend.dtypes) + "".join(marks)
 
 
 def _note(predicate: Predicate, notes: list[str]) -> str:
