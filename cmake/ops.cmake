@@ -47,9 +47,11 @@ execute_process(COMMAND ${Python_EXECUTABLE} -m pybind11 --cmakedir
 find_package(pybind11 3.0 CONFIG REQUIRED)
 pybind11_add_module(_C MODULE csrc/module.cpp)
 target_link_libraries(_C PRIVATE attn_isa)
+list(JOIN ATTN_CUDA_HEAD_DIMS " " ATTN_CUDA_HEAD_DIMS_TEXT)
 target_compile_definitions(_C PRIVATE
   ATTN_VERSION="${ATTN_VERSION}" ATTN_TORCH_VERSION="${ATTN_TORCH_VERSION}" ATTN_ISAS="${ATTN_ISAS_TEXT}"
-  ATTN_CUDA_ARCHS="${ATTN_CUDA_ARCHS_TEXT}" ATTN_STABLE_ABI="2.10" ATTN_BUILD_TYPE="$<CONFIG>")
+  ATTN_CUDA_ARCHS="${ATTN_CUDA_ARCHS_TEXT}" ATTN_CUDA_HEAD_DIMS="${ATTN_CUDA_HEAD_DIMS_TEXT}"
+  ATTN_STABLE_ABI="2.10" ATTN_BUILD_TYPE="$<CONFIG>")
 target_compile_options(_C PRIVATE -ffile-prefix-map=${pybind11_INCLUDE_DIR}=pybind11)
 
 if(ATTN_INPLACE)

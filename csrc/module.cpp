@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cuda/flow_work.h"
 
 namespace {
 
@@ -47,6 +48,8 @@ PYBIND11_MODULE(_C, m) {
                                                   {"torch_headers", ATTN_TORCH_VERSION},
                                                   {"torch_stable_abi", ATTN_STABLE_ABI},
                                                   {"cuda_architectures", ATTN_CUDA_ARCHS},
+                                                  {"cuda_head_dims", ATTN_CUDA_HEAD_DIMS},
+                                                  {"cuda_flow_head_dim", std::to_string(attn::cuda::kFlowMaxDim)},
                                                   {"build_type", ATTN_BUILD_TYPE}};
       },
       "How this library was built.");

@@ -20,8 +20,9 @@ from .errors import BackendError
 HOW_TO_BUILD_CUDA = (
     "install from source where nvcc >= 12 is on PATH: pip install . -Ccmake.define.ATTN_CUDA=ON"
 )
-# The largest of ATTN_CUDA_HEAD_DIMS (cmake/cuda.cmake).
-CUDA_MAX_HEAD_DIM = 256
+
+# Read once: torch.compile can't trace a call into _C.
+_BUILD = _C.build_info()
 
 Facts = Mapping[str, Any]
 Predicate = Callable[[Facts], "str | None"]
@@ -98,11 +99,20 @@ def _kernels_built(facts: Facts) -> str | None:
 
 
 def _cuda_head_dim(facts: Facts) -> str | None:
+    """Head dimensions up to 256, or the largest of ATTN_CUDA_HEAD_DIMS in a build that sets it."""
+    return _at_most(cuda_head_dims()[-1], facts)
+
+
+def _cuda_flow_dim(facts: Facts) -> str | None:
     """Head dimensions up to 256."""
-    if facts.get("head_dim", 0) <= CUDA_MAX_HEAD_DIM:
+    return _at_most(int(_BUILD["cuda_flow_head_dim"]), facts)
+
+
+def _at_most(most: int, facts: Facts) -> str | None:
+    given = facts.get("head_dim", 0)
+    if given <= most:
         return None
-    given = facts["head_dim"]
-    return f"supports head dimensions up to {CUDA_MAX_HEAD_DIM}, got {given}; move the tensors to the CPU"
+    return f"supports head dimensions up to {most}, got {given}; move the tensors to the CPU"
 
 
 # Functions with CUDA kernels; add a row here with the kernel.
@@ -110,8 +120,8 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "attention": (_cuda_head_dim,),
     "block_sparse_attention": (_cuda_head_dim,),
     "decode_attention": (_cuda_head_dim,),
-    "flow_attention": (_cuda_head_dim,),
-    "flow_attention_step": (_cuda_head_dim,),
+    "flow_attention": (_cuda_flow_dim,),
+    "flow_attention_step": (_cuda_flow_dim,),
     "hip_attention": (_cuda_head_dim,),
     "hip_select": (_cuda_head_dim,),
     "s2_attention": (_cuda_head_dim,),
@@ -144,7 +154,12 @@ BACKENDS: tuple[Backend, ...] = (
 
 def cuda_architectures() -> str:
     """GPU architectures that this build has kernels for; empty without CUDA kernels."""
-    return _C.build_info()["cuda_architectures"]
+    return _BUILD["cuda_architectures"]
+
+
+def cuda_head_dims() -> tuple[int, ...]:
+    """Head dimensions that attention has CUDA kernels of its own for, ascending."""
+    return tuple(map(int, _BUILD["cuda_head_dims"].split()))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
@@ -15,6 +16,9 @@ import attn
 import test_errors as errors
 from attn import capability
 from cases import CASES
+from recorded import recorded_calls
+from surface import SURFACE, flat
+from test_ops_robust import all_ops
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -22,7 +26,7 @@ HALF = (torch.bfloat16, torch.float16)
 @pytest.fixture
 def kernels(monkeypatch):
     """As if this build had CUDA kernels."""
-    monkeypatch.setattr(capability, "cuda_architectures", lambda: "80-real 90")
+    monkeypatch.setitem(capability._BUILD, "cuda_architectures", "80-real 90")
 
 
 def fake_cuda(mode: FakeTensorMode, tree):
@@ -36,6 +40,38 @@ def fake_cuda(mode: FakeTensorMode, tree):
         return y.requires_grad_(x.requires_grad)
 
     return pytree.tree_map_only(Tensor, one, tree)
+
+
+CALLS = recorded_calls()
+
+
+def test_every_op_is_called():
+    registered = {name.split("::")[1].split(".")[0] for name in all_ops() if name.startswith("attn::")}
+    assert {call.name for call in CALLS} == registered
+
+
+@pytest.mark.parametrize("call", CALLS, ids=[f"{call.name}-{i}" for i, call in enumerate(CALLS)])
+def test_ops(call):
+    """One node of the graph, with the results of the CPU on the device."""
+    expected = call()
+    expected = [expected] if isinstance(expected, Tensor) else list(expected)
+    mode = FakeTensorMode()
+    leaves, spec = pytree.tree_flatten(call.arguments)
+    places = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+
+    def function(*tensors):
+        there = dict(zip(places, tensors, strict=True))
+        return call(pytree.tree_unflatten([there.get(i, x) for i, x in enumerate(leaves)], spec))
+
+    with mode:
+        graph = make_fx(function)(*(fake_cuda(mode, leaves[i]) for i in places)).graph
+    (node,) = (n for n in graph.nodes if str(n.target).startswith("attn."))
+    assert node.target == call.op
+    found = node.meta["val"]
+    found = [found] if isinstance(found, Tensor) else list(found)
+    for a, e in zip(found, expected, strict=True):
+        assert (a.shape, a.stride(), a.dtype) == (e.shape, e.stride(), e.dtype)
+        assert a.device == torch.device("cuda:0")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -97,7 +133,7 @@ def test_functions_without_kernels(kernels):
 
 
 def test_a_build_without_kernels(monkeypatch):
-    monkeypatch.setattr(capability, "cuda_architectures", lambda: "")
+    monkeypatch.setitem(capability._BUILD, "cuda_architectures", "")
     mode = FakeTensorMode()
     q = fake_cuda(mode, torch.zeros(1, 2, 16, 8, dtype=torch.bfloat16))
     with (
@@ -137,6 +173,33 @@ def test_ops_in_the_graph(name, kernels):
         graph = make_fx(FUNCTIONS[name])(*arguments).graph
     ops = [str(node.target) for node in graph.nodes if str(node.target).startswith("attn.")]
     assert ops == [f"attn.{op}.default" for op in name.split()]
+
+
+# topk_nodes looks at a value, through torch's own indexing: a fake tensor can't, where torch has no CUDA.
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", sorted(set(capability._CUDA_OPS) - {"topk_nodes"}))
+def test_public_functions_compiled(name, dynamic, kernels):
+    """torch.compile traces the whole call, and everything stays on the device."""
+    row = SURFACE[name]
+    graphs = []
+
+    def compiler(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        row.call, fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=compiler)
+    )
+    mode = FakeTensorMode()
+    # Without gradients: autograd asks the driver for a fake tensor's device.
+    arguments = fake_cuda(mode, {n: x.detach() for n, x in row.arguments(24).items()})
+    with mode:
+        results = flat(compiled(**arguments))
+    expected = row.results(row.arguments(24))
+    assert [x.shape for x in results] == [x.shape for x in expected]
+    assert {x.device.type for x in results} == {"cuda"}
+    assert any(str(node.target).startswith("attn.") for graph in graphs for node in graph.graph.nodes)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
