@@ -304,6 +304,17 @@ def topk_nodes(clock: Clock, row: Row) -> None:
     finish(row, clock.medians(calls))
 
 
+def linear(clock: Clock, row: Row) -> None:
+    q, k, v = (torch.randn(1, 16, 65536, 128, device="cuda", dtype=BF16) for _ in range(3))
+    twin = torch.empty_like(q)
+    # Each input once in and the result once out: two copies of q.
+    calls = {
+        "attn": lambda: attn.linear_attention(q, k, v, causal=True),
+        "copies of q and k": lambda: (twin.copy_(q), twin.copy_(k)),
+    }
+    finish(row, clock.medians(calls))
+
+
 def flow(causal: bool) -> Callable[[Clock, Row], None]:
     def run(clock: Clock, row: Row) -> None:
         q, k, v = qkv(65536, heads=8, dim=64)
@@ -352,6 +363,7 @@ CASES = (
     Case("topk_nodes 1024 graphs of 1024, torch.topk", ("topk_nodes",), topk_nodes),
     Case("flow attention D=64 T=65536, dense", ("flow_forward",), flow(False)),
     Case("causal flow attention D=64 T=65536, dense", ("flow_causal_forward",), flow(True)),
+    Case("linear causal H=16 T=65536 D=128, copies", ("linear_forward",), linear),
     Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),
     *(
         Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)

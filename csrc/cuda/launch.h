@@ -7,6 +7,7 @@
 #include "attn/merge.h"
 #include "attn/params.h"
 #include "attn/pool.h"
+#include "attn/scan.h"
 #include "cuda/decode_split.h"
 #include "cuda/segment_call.h"
 
@@ -29,6 +30,11 @@ void hip_select(const SelectParams& params, Stream stream);
 // f32, f16 and bf16.
 void merge_states(const MergeStatesParams& params, Stream stream);
 void merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
+
+// f32, f16 and bf16, feature maps that work element by element. scratch: linear_scratch(params) and
+// linear_backward_scratch(params) floats on the device.
+void linear_forward(const LinearParams& params, float* scratch, Stream stream);
+void linear_backward(const LinearBackwardParams& params, float* scratch, Stream stream);
 
 // f32, f16 and bf16. scratch: axis_gate_scratch(params) floats on the device.
 void axis_gate_forward(const AxisGateParams& params, Stream stream);
@@ -70,6 +76,8 @@ void check_flow_forward(const FlowParams& params);
 void check_flow_backward(const FlowBackwardParams& params);
 void check_sum_groups(const SumGroupsParams& params);
 void check_flow_step(const FlowStepParams& params);
+void check_linear_forward(const LinearParams& params);
+void check_linear_backward(const LinearBackwardParams& params);
 void check_axis_gate_forward(const AxisGateParams& params);
 void check_axis_gate_backward(const AxisGateBackwardParams& params);
 void check_topk_nodes(const TopkNodesParams& params);

@@ -1,6 +1,7 @@
 // The same for the scan family.
 #include "cuda/choose.h"
 #include "cuda/launchers.h"
+#include "cuda/linear_steps.h"
 
 namespace attn::cuda {
 namespace {
@@ -36,6 +37,38 @@ auto choose(const FlowStepParams& p) {
   return by_type<FlowStepOf>(what, p.dtype);
 }
 
+// The kernels of linear attention (linear_steps.h) on a stream.
+struct LinearLaunchers {
+  Launcher<SegmentSumsParams> sums;
+  Launcher<ScanProductParams> product;
+  Launcher<LinearDeltaParams> delta;
+};
+struct LinearOf {
+  template <DType kType>
+  static constexpr LinearLaunchers of = {launch_segment_sums<kType>, launch_scan_product<kType>,
+                                         launch_linear_delta<kType>};
+};
+struct LinearRun {
+  LinearLaunchers launch;
+  Stream stream;
+
+  void sums(const SegmentSumsParams& p) const { launch.sums(p, stream); }
+  void scan(const ChunkScanParams& p) const { launch_chunk_scan<DType::f32>(p, stream); }
+  void product(const ScanProductParams& p) const { launch.product(p, stream); }
+  void delta(const LinearDeltaParams& p) const { launch.delta(p, stream); }
+};
+
+LinearLaunchers choose(const char* what, const LinearParams& p) {
+  if (p.map == FeatureMap::taylor2) {
+    refuse(what,
+           "feature_map must be 'elu1', 'relu', 'exp', 'identity' or 'sigmoid', got 'taylor2'; use one of those, "
+           "give features of your own with 'identity', or move the tensors to the CPU");
+  }
+  return by_type<LinearOf>(what, p.dtype);
+}
+LinearLaunchers choose(const LinearParams& p) { return choose("linear attention", p); }
+LinearLaunchers choose(const LinearBackwardParams& b) { return choose("linear attention backward", b.forward); }
+
 }  // namespace
 
 void check_flow_forward(const FlowParams& params) { choose(params); }
@@ -55,5 +88,15 @@ void sum_groups(const SumGroupsParams& params, Stream stream) { choose(params)(p
 
 void check_flow_step(const FlowStepParams& params) { choose(params); }
 void flow_step(const FlowStepParams& params, Stream stream) { choose(params)(params, stream); }
+
+void check_linear_forward(const LinearParams& params) { choose(params); }
+void linear_forward(const LinearParams& params, float* scratch, Stream stream) {
+  linear_forward_steps(params, scratch, LinearRun{choose(params), stream});
+}
+
+void check_linear_backward(const LinearBackwardParams& params) { choose(params); }
+void linear_backward(const LinearBackwardParams& params, float* scratch, Stream stream) {
+  linear_backward_steps(params, scratch, LinearRun{choose(params), stream});
+}
 
 }  // namespace attn::cuda

@@ -7,10 +7,13 @@
 #include "cuda/flow_grad_work.h"
 #include "cuda/launch.h"
 #include "cuda/query_pool_parts.h"
+#include "cuda/scan_params.h"
 #include "cuda/topk_parts.h"
 #include "cuda/wide_rows.h"
 
 namespace attn::cuda {
+
+struct ChunkScanParams;
 
 template <DType kType, int kDim> void launch_attend_forward(const AttendParams& params, Stream stream);
 template <DType kType, int kDim> void launch_attend_groups(const AttendParams& params, Stream stream);  // sm_90a
@@ -23,6 +26,12 @@ template <DType kType> void launch_attend_delta(const BackwardParams& params, St
 template <DType kType> void launch_sink_gradients(const BackwardParams& params, Stream stream);
 template <DType kType> void launch_merge_states(const MergeStatesParams& params, Stream stream);
 template <DType kType> void launch_merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
+
+// kType: of states.
+template <DType kType> void launch_chunk_scan(const ChunkScanParams& params, Stream stream);
+template <DType kType> void launch_segment_sums(const SegmentSumsParams& params, Stream stream);
+template <DType kType> void launch_scan_product(const ScanProductParams& params, Stream stream);
+template <DType kType> void launch_linear_delta(const LinearDeltaParams& params, Stream stream);
 
 template <DType kType> void launch_axis_gate_forward(const AxisGateParams& params, Stream stream);
 template <DType kType> void launch_axis_gate_backward(const AxisGateSumsParams& params, Stream stream);

@@ -3,6 +3,7 @@
 #include "cuda/axis_gate_parts.h"
 #include "cuda/decode_split.h"
 #include "cuda/flow_grad_work.h"
+#include "cuda/linear_scratch.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/topk_parts.h"
 
@@ -115,6 +116,10 @@ ATTN_SCRATCH(flow_backward_scratch, FlowBackwardParams)
 ATTN_BACKEND_SCRATCH(flow_backward, FlowBackwardParams)
 ATTN_BACKEND(sum_groups, SumGroupsParams)
 ATTN_BACKEND(flow_step, FlowStepParams)
+ATTN_SCRATCH(linear_scratch, LinearParams)
+ATTN_BACKEND_SCRATCH(linear_forward, LinearParams)
+ATTN_SCRATCH(linear_backward_scratch, LinearBackwardParams)
+ATTN_BACKEND_SCRATCH(linear_backward, LinearBackwardParams)
 
 ATTN_BACKEND(axis_gate_forward, AxisGateParams)
 ATTN_SCRATCH(axis_gate_scratch, AxisGateBackwardParams)

@@ -6,6 +6,7 @@
 #include "attn/flow.h"
 #include "attn/merge.h"
 #include "attn/pool.h"
+#include "attn/scan.h"
 #include "cuda/segment_call.h"
 #include "ops/check.h"
 
@@ -40,6 +41,13 @@ void check_sum_groups_on(const Check& check, const SumGroupsParams& params);
 void sum_groups_on(const Check& check, const SumGroupsParams& params);
 void check_flow_step_on(const Check& check, const FlowStepParams& params);
 void flow_step_on(const Check& check, const FlowStepParams& params);
+// scratch: linear_scratch_on and linear_backward_scratch_on floats.
+void check_linear_forward_on(const Check& check, const LinearParams& params);
+int64_t linear_scratch_on(const Check& check, const LinearParams& params);
+void linear_forward_on(const Check& check, const LinearParams& params, float* scratch);
+void check_linear_backward_on(const Check& check, const LinearBackwardParams& params);
+int64_t linear_backward_scratch_on(const Check& check, const LinearBackwardParams& params);
+void linear_backward_on(const Check& check, const LinearBackwardParams& params, float* scratch);
 
 // scratch: axis_gate_scratch_on floats.
 void check_axis_gate_forward_on(const Check& check, const AxisGateParams& params);

@@ -1,4 +1,5 @@
 // Linear attention: feature maps, normaliser, states, causal or not.
+#include "ops/backend.h"
 #include "ops/scan_args.h"
 #include "ops/text.h"
 
@@ -57,9 +58,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_forward(const Tensor& q, const
                                                           const OptionalTensor& cu_seqlens,
                                                           const OptionalTensor& initial_s,
                                                           const OptionalTensor& initial_z, bool keep_state) {
-  const Check check("linear_forward");
+  const Check check("linear_forward", q);
   LinearParams p =
       linear_params(check, q, k, v, {feature_map, causal, normalize, eps, key_mask, cu_seqlens, initial_s, initial_z});
+  check_linear_forward_on(check, p);
   const ScalarType type = statistics_type(q);
   const LinearSizes size = sizes(p);
   const bool states = keep_state || !causal;
@@ -72,11 +74,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_forward(const Tensor& q, const
     torch::stable::zero_(z);
     return {out, mass, s, z};
   }
+  if (rows_unwritten(check, p)) {
+    torch::stable::zero_(out);
+    torch::stable::zero_(mass);
+  }
   p.out = check.view4(out);
   p.mass = normalize ? mass.data_ptr() : nullptr;
   p.s = states ? s.data_ptr() : nullptr;
   p.z = states ? z.data_ptr() : nullptr;
-  cpu::linear_forward(p);
+  const Scratch scratch(q, linear_scratch_on(check, p));
+  linear_forward_on(check, p, scratch.floats());
   return {out, mass, s, z};
 }
 
@@ -85,7 +92,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_backward(
     const Tensor& v, const Tensor& out, const Tensor& mass, const Tensor& s, const Tensor& z, const Text& feature_map,
     bool causal, bool normalize, double eps, const OptionalTensor& key_mask, const OptionalTensor& cu_seqlens,
     const OptionalTensor& initial_s, const OptionalTensor& initial_z) {
-  const Check check("linear_backward");
+  const Check check("linear_backward", q);
   LinearParams p =
       linear_params(check, q, k, v, {feature_map, causal, normalize, eps, key_mask, cu_seqlens, initial_s, initial_z});
   const LinearSizes size = sizes(p);
@@ -100,6 +107,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_backward(
   b.ds = state_data(check, ds, "ds", size.s, "[B, Hkv, F, Dv]", q);
   b.dz = state_data(check, dz, "dz", size.z, "[B, Hkv, F]", q);
   b.forward = p;
+  check_linear_backward_on(check, b);
   Tensor dq = new_in_order_of(q, p.dim), dk = new_in_order_of(k, p.dim), dv = new_in_order_of(v, p.dim_v);
   const ScalarType type = statistics_type(q);
   const bool states = initial_s.has_value();
@@ -109,18 +117,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_backward(
     for (Tensor* t : {&dq, &dk, &dv, &ds0, &dz0}) torch::stable::zero_(*t);
     return {dq, dk, dv, ds0, dz0};
   }
+  if (rows_unwritten(check, p)) {
+    for (Tensor* t : {&dq, &dk, &dv}) torch::stable::zero_(*t);
+  }
   b.dq = check.view4(dq);
   b.dk = check.view4(dk);
   b.dv = check.view4(dv);
   b.ds0 = states ? ds0.data_ptr() : nullptr;
   b.dz0 = states ? dz0.data_ptr() : nullptr;
-  cpu::linear_backward(b);
+  const Scratch scratch(q, linear_backward_scratch_on(check, b));
+  linear_backward_on(check, b, scratch.floats());
   return {dq, dk, dv, ds0, dz0};
 }
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("linear_forward", TORCH_BOX(&linear_forward));
+  m.impl("linear_backward", TORCH_BOX(&linear_backward));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("linear_forward", TORCH_BOX(&linear_forward));
   m.impl("linear_backward", TORCH_BOX(&linear_backward));
 }

@@ -47,6 +47,12 @@ void set_packed(const Check& check, Params& p, const OptionalTensor& cu, int64_t
                 values[n - 1], " in its last entry");
 }
 
+// May rows stand behind the last packed sequence, unwritten? On a GPU nobody has looked where it ends, and kernels
+// don't touch them.
+template <class Params> bool rows_unwritten(const Check& check, const Params& p) {
+  return p.cu && !check.values_known();
+}
+
 inline MaskView mask_view(const Check& check, const OptionalTensor& mask, const char* name, int64_t batch,
                           int64_t tokens) {
   if (!mask) return {nullptr, 0, 0};

@@ -115,6 +115,13 @@ def _at_most(most: int, facts: Facts) -> str | None:
     return f"supports head dimensions up to {most}, got {given}; move the tensors to the CPU"
 
 
+def _cuda_feature_map(facts: Facts) -> str | None:
+    """Feature maps that work element by element: not "taylor2"."""
+    if facts.get("feature_map") != "taylor2":
+        return None
+    return "supports feature maps elu1, relu, exp, identity and sigmoid, got taylor2; move the tensors to the CPU"
+
+
 # Functions with CUDA kernels; add a row here with the kernel.
 _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "attention": (_cuda_head_dim,),
@@ -125,6 +132,7 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "hip_attention": (_cuda_head_dim,),
     "hip_select": (_cuda_head_dim,),
     "s2_attention": (_cuda_head_dim,),
+    "linear_attention": (_cuda_feature_map,),
     "merge_states": (),
     "axis_gate": (),
     "query_pool": (),

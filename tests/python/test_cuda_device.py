@@ -258,6 +258,17 @@ def test_tap_pool(channels, dtype):
     same_as_on_cpu(attn.tap_pool, [x, weights[..., :2]], height=14, width=19, dilations=(5, 0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(("tokens", "dim", "dim_v"), [(70, 6, 5), (700, 64, 96), (1300, 128, 128)])
+def test_linear_attention(tokens, dim, dim_v, causal, dtype):
+    shapes = ((1, 4, tokens, dim), (1, 2, tokens, dim), (1, 2, tokens, dim_v))
+    on_cpu = [torch.randn(*s).to(dtype) for s in shapes]
+    cu = torch.tensor([0, 50, 50, tokens - 3], dtype=torch.int32)
+    for options in ({"feature_map": "sigmoid"}, {"cu_seqlens": cu}, {"key_mask": torch.rand(1, tokens) < 0.7}):
+        same_as_on_cpu(attn.linear_attention, on_cpu, causal=causal, **options)
+
+
 def test_same_bits_every_time_and_alone():
     q, k, v = tensors(B=3)
     layout = patterns.sink_window(300, 300, window=70, sink_tokens=5).to("cuda")

@@ -31,6 +31,8 @@ CUDA_OPS = {
     "hip_forward",
     "hip_select",
     "hip_backward",
+    "linear_backward",
+    "linear_forward",
     "merge_states",
     "merge_states_backward",
     "query_pool_backward",

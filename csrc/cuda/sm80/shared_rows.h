@@ -104,6 +104,12 @@ template <class T, int kDim, int kRows> struct SharedRows {
     seam::ldmatrix4(a, at(row + seam::lane() % 8 + i % 2 * 8, 2 * k + i / 2));
   }
 
+  // A[16 elements from 16 m][16 rows from 16 k]: rows as columns.
+  ATTN_DEVICE void operand_a_transposed(uint32_t (&a)[4], int m, int k) {
+    const int i = seam::lane() / 8;
+    seam::ldmatrix4_transposed(a, at(16 * k + seam::lane() % 8 + i / 2 * 8, 2 * m + i % 2));
+  }
+
   // B[the k-th two chunks][n] = element of row n, for two groups of eight rows from `row`.
   ATTN_DEVICE void operands_b(uint32_t (&first)[2], uint32_t (&second)[2], int row, int k) {
     const int i = seam::lane() / 8;
