@@ -119,7 +119,7 @@ def _cuda_feature_map(facts: Facts) -> str | None:
     """Feature maps that work element by element: not "taylor2"."""
     if facts.get("feature_map") != "taylor2":
         return None
-    return "supports feature maps elu1, relu, exp, identity and sigmoid, got taylor2; move the tensors to the CPU"
+    return "supports feature maps elu1, relu, exp, identity, sigmoid; got taylor2; move the tensors to CPU"
 
 
 # Functions with CUDA kernels; add a row here with the kernel.

@@ -265,7 +265,11 @@ def test_linear_attention(tokens, dim, dim_v, causal, dtype):
     shapes = ((1, 4, tokens, dim), (1, 2, tokens, dim), (1, 2, tokens, dim_v))
     on_cpu = [torch.randn(*s).to(dtype) for s in shapes]
     cu = torch.tensor([0, 50, 50, tokens - 3], dtype=torch.int32)
-    for options in ({"feature_map": "sigmoid"}, {"cu_seqlens": cu}, {"key_mask": torch.rand(1, tokens) < 0.7}):
+    for options in (
+        {"feature_map": "sigmoid"},
+        {"cu_seqlens": cu},
+        {"key_mask": torch.rand(1, tokens) < 0.7},
+    ):
         same_as_on_cpu(attn.linear_attention, on_cpu, causal=causal, **options)
 
 

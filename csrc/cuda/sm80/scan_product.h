@@ -180,7 +180,7 @@ template <class T> struct ScanProduct {
   }
 
   ATTN_DEVICE static void finish(const Params& p, const Place& x, TileSums& sums, float (&mass)[2]) {
-    const bool pairs = sizeof(T) == 2 && stores_pairs(p.out);
+    const bool pairs = stores_pairs<T>(p.out);
     ATTN_UNROLL
     for (int i = 0; i < 2; ++i) {
       mass[i] += seam::shuffle_xor(mass[i], 1);
@@ -207,12 +207,7 @@ template <class T> struct ScanProduct {
           y[c] = kept ? sums[n][2 * i + c] * factor : 0;
           if (at && d + c < p.c.dim) y[c] = map_slope(p.at.map, seam::to_float(at[d + c]), y[c]);
         }
-        if constexpr (sizeof(T) == 2) {
-          store_pair(out, d, p.c.dim, pairs, y[0], y[1]);
-        } else {
-          if (d < p.c.dim) out[d] = y[0];
-          if (d + 1 < p.c.dim) out[d + 1] = y[1];
-        }
+        store_pair(out, d, p.c.dim, pairs, y[0], y[1]);
       }
     }
   }

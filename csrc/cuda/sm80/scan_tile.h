@@ -45,7 +45,7 @@ struct Bf16Tile {
   ATTN_DEVICE void put8(int row, int chunk, const float (&x)[8]) {
     Chunk y;
     ATTN_UNROLL
-    for (int i = 0; i < 4; ++i) y.pair[i] = seam::pack<T>(x[2 * i], x[2 * i + 1]);
+    for (int i = 0; i < 4; ++i) y.word[i] = seam::pack<T>(x[2 * i], x[2 * i + 1]);
     *rows.at(row, chunk) = y;
   }
 
@@ -143,20 +143,29 @@ template <bool kSplit> struct FloatTile {
     if constexpr (kSplit) {
       const float high[2] = {seam::tf32(b0), seam::tf32(b1)};
       const float low[2] = {seam::tf32(b0 - high[0]), seam::tf32(b1 - high[1])};
-      seam::mma_tf32(s, a.low, high);
-      seam::mma_tf32(s, a.high, low);
-      seam::mma_tf32(s, a.high, high);
+      float part[4] = {};  // tensor cores cut long sums off instead of rounding them (products.h)
+      seam::mma_tf32(part, a.low, high);
+      seam::mma_tf32(part, a.high, low);
+      seam::mma_tf32(part, a.high, high);
+      ATTN_UNROLL
+      for (int i = 0; i < 4; ++i) s[i] += part[i];
     } else {
       const float b[2] = {b0, b1};
       seam::mma_tf32(s, a.high, b);
     }
+  }
+  // b, but not before the sums of two groups before are done: compilers would put off adding up.
+  ATTN_DEVICE static float after(const TileSums& s, int n, float b) {
+    if constexpr (!kSplit) return b;
+    constexpr int kGroups = kScanTile / 8;
+    return seam::float_of(seam::bits_of(b) | seam::zero_after(s[(n + kGroups - 2) % kGroups]));
   }
   ATTN_DEVICE void multiply_rows(TileSums& s, const A& a, int k) {
     const int t = 8 * k + seam::lane() % 4;
     ATTN_UNROLL
     for (int n = 0; n < kScanTile / 8; ++n) {
       const int row = 8 * n + seam::lane() / 4;
-      multiply(s[n], a, get(row, t), get(row, t + 4));
+      multiply(s[n], a, after(s, n, get(row, t)), get(row, t + 4));
     }
   }
   template <bool kOfSums> ATTN_DEVICE void multiply_columns(TileSums& s, const A& a, int k) {
@@ -164,7 +173,7 @@ template <bool kSplit> struct FloatTile {
     ATTN_UNROLL
     for (int n = 0; n < kScanTile / 8; ++n) {
       const int column = 8 * n + seam::lane() / 4;
-      multiply(s[n], a, get(row, column), get(row + (kOfSums ? 1 : 4), column));
+      multiply(s[n], a, after(s, n, get(row, column)), get(row + (kOfSums ? 1 : 4), column));
     }
   }
   ATTN_DEVICE static void multiply_vector(float (&s)[4], const A& a, const float* x, int k) {
