@@ -315,6 +315,14 @@ def linear(clock: Clock, row: Row) -> None:
     finish(row, clock.medians(calls))
 
 
+def prefix_pool(clock: Clock, row: Row) -> None:
+    v = torch.randn(1, 16, 65536, 64, device="cuda", dtype=BF16)
+    score = torch.randn(v.shape[:3], device="cuda", dtype=BF16)
+    twin = torch.empty_like(v)  # a copy reads v and writes a result of its size
+    calls = {"attn": lambda: attn.prefix_softmax_pool(score, v), "copy of v": lambda: twin.copy_(v)}
+    finish(row, clock.medians(calls))
+
+
 def flow(causal: bool) -> Callable[[Clock, Row], None]:
     def run(clock: Clock, row: Row) -> None:
         q, k, v = qkv(65536, heads=8, dim=64)
@@ -363,6 +371,7 @@ CASES = (
     Case("topk_nodes 1024 graphs of 1024, torch.topk", ("topk_nodes",), topk_nodes),
     Case("flow attention D=64 T=65536, dense", ("flow_forward",), flow(False)),
     Case("causal flow attention D=64 T=65536, dense", ("flow_causal_forward",), flow(True)),
+    Case("prefix_softmax_pool H=16 T=65536 D=64, copy", ("prefix_pool_forward",), prefix_pool, 0.5),
     Case("linear causal H=16 T=65536 D=128, copies", ("linear_forward",), linear),
     Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),
     *(

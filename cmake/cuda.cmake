@@ -96,6 +96,8 @@ attn_cuda_instances(cuda/smxx/chunk_scan_launch.h launch_chunk_scan TYPES f32)
 attn_cuda_instances(cuda/sm80/linear_launch.h launch_segment_sums TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/linear_launch.h launch_scan_product TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/linear_launch.h launch_linear_delta TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/smxx/prefix_launch.h launch_prefix_pool TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/smxx/prefix_launch.h launch_prefix_pool_backward TYPES f32 bf16 f16)
 # No op calls these yet: compiled by tests/static only.
 string(APPEND ATTN_CUDA_ROWS "#include \"cuda/smxx/layout_launch.h\"\n")
 file(CONFIGURE OUTPUT generated/cuda_kernels.cu CONTENT "${ATTN_CUDA_ROWS}")

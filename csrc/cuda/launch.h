@@ -47,6 +47,10 @@ void topk_nodes(const TopkNodesParams& params, float* scratch, Stream stream);
 void query_pool_forward(const QueryPoolParams& params, float* scratch, Stream stream);
 void query_pool_backward(const QueryPoolBackwardParams& params, float* scratch, Stream stream);
 
+// f32, f16 and bf16. scratch: prefix_pool_scratch(params) and prefix_pool_backward_scratch(params) floats.
+void prefix_pool_forward(const PrefixPoolParams& params, float* scratch, Stream stream);
+void prefix_pool_backward(const PrefixPoolBackwardParams& params, float* scratch, Stream stream);
+
 // f32, f16 and bf16, head dimensions up to 256. scratch: flow_scratch(params) floats on the device.
 void flow_forward(const FlowParams& params, float* scratch, Stream stream);
 // Not causal. scratch: flow_backward_scratch(params) floats.
@@ -78,6 +82,8 @@ void check_sum_groups(const SumGroupsParams& params);
 void check_flow_step(const FlowStepParams& params);
 void check_linear_forward(const LinearParams& params);
 void check_linear_backward(const LinearBackwardParams& params);
+void check_prefix_pool_forward(const PrefixPoolParams& params);
+void check_prefix_pool_backward(const PrefixPoolBackwardParams& params);
 void check_axis_gate_forward(const AxisGateParams& params);
 void check_axis_gate_backward(const AxisGateBackwardParams& params);
 void check_topk_nodes(const TopkNodesParams& params);

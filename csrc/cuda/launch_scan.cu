@@ -69,6 +69,15 @@ LinearLaunchers choose(const char* what, const LinearParams& p) {
 LinearLaunchers choose(const LinearParams& p) { return choose("linear attention", p); }
 LinearLaunchers choose(const LinearBackwardParams& b) { return choose("linear attention backward", b.forward); }
 
+struct PrefixPoolOf { template <DType kType> static constexpr Launcher<PrefixWork> of = launch_prefix_pool<kType>; };
+struct PrefixPoolBackwardOf {
+  template <DType kType> static constexpr Launcher<PrefixGradWork> of = launch_prefix_pool_backward<kType>;
+};
+auto choose(const PrefixPoolParams& p) { return by_type<PrefixPoolOf>("prefix-softmax pooling", p.dtype); }
+auto choose(const PrefixPoolBackwardParams& b) {
+  return by_type<PrefixPoolBackwardOf>("prefix-softmax pooling backward", b.forward.dtype);
+}
+
 }  // namespace
 
 void check_flow_forward(const FlowParams& params) { choose(params); }
@@ -97,6 +106,18 @@ void linear_forward(const LinearParams& params, float* scratch, Stream stream) {
 void check_linear_backward(const LinearBackwardParams& params) { choose(params); }
 void linear_backward(const LinearBackwardParams& params, float* scratch, Stream stream) {
   linear_backward_steps(params, scratch, LinearRun{choose(params), stream});
+}
+
+void check_prefix_pool_forward(const PrefixPoolParams& params) { choose(params); }
+void prefix_pool_forward(const PrefixPoolParams& params, float* scratch, Stream stream) {
+  ScratchPieces pieces(scratch);
+  choose(params)(prefix_work(params, pieces), stream);
+}
+
+void check_prefix_pool_backward(const PrefixPoolBackwardParams& params) { choose(params); }
+void prefix_pool_backward(const PrefixPoolBackwardParams& params, float* scratch, Stream stream) {
+  ScratchPieces pieces(scratch);
+  choose(params)(prefix_grad_work(params, pieces), stream);
 }
 
 }  // namespace attn::cuda

@@ -6,6 +6,7 @@
 #include "cuda/backward_params.h"
 #include "cuda/flow_grad_work.h"
 #include "cuda/launch.h"
+#include "cuda/prefix_work.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/scan_params.h"
 #include "cuda/topk_parts.h"
@@ -32,6 +33,8 @@ template <DType kType> void launch_chunk_scan(const ChunkScanParams& params, Str
 template <DType kType> void launch_segment_sums(const SegmentSumsParams& params, Stream stream);
 template <DType kType> void launch_scan_product(const ScanProductParams& params, Stream stream);
 template <DType kType> void launch_linear_delta(const LinearDeltaParams& params, Stream stream);
+template <DType kType> void launch_prefix_pool(const PrefixWork& work, Stream stream);
+template <DType kType> void launch_prefix_pool_backward(const PrefixGradWork& work, Stream stream);
 
 template <DType kType> void launch_axis_gate_forward(const AxisGateParams& params, Stream stream);
 template <DType kType> void launch_axis_gate_backward(const AxisGateSumsParams& params, Stream stream);

@@ -4,6 +4,7 @@
 #include "cuda/decode_split.h"
 #include "cuda/flow_grad_work.h"
 #include "cuda/linear_scratch.h"
+#include "cuda/prefix_work.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/topk_parts.h"
 
@@ -120,6 +121,10 @@ ATTN_SCRATCH(linear_scratch, LinearParams)
 ATTN_BACKEND_SCRATCH(linear_forward, LinearParams)
 ATTN_SCRATCH(linear_backward_scratch, LinearBackwardParams)
 ATTN_BACKEND_SCRATCH(linear_backward, LinearBackwardParams)
+ATTN_SCRATCH(prefix_pool_scratch, PrefixPoolParams)
+ATTN_BACKEND_SCRATCH(prefix_pool_forward, PrefixPoolParams)
+ATTN_SCRATCH(prefix_pool_backward_scratch, PrefixPoolBackwardParams)
+ATTN_BACKEND_SCRATCH(prefix_pool_backward, PrefixPoolBackwardParams)
 
 ATTN_BACKEND(axis_gate_forward, AxisGateParams)
 ATTN_SCRATCH(axis_gate_scratch, AxisGateBackwardParams)

@@ -49,6 +49,14 @@ void check_linear_backward_on(const Check& check, const LinearBackwardParams& pa
 int64_t linear_backward_scratch_on(const Check& check, const LinearBackwardParams& params);
 void linear_backward_on(const Check& check, const LinearBackwardParams& params, float* scratch);
 
+// scratch: prefix_pool_scratch_on and prefix_pool_backward_scratch_on floats.
+void check_prefix_pool_forward_on(const Check& check, const PrefixPoolParams& params);
+int64_t prefix_pool_scratch_on(const Check& check, const PrefixPoolParams& params);
+void prefix_pool_forward_on(const Check& check, const PrefixPoolParams& params, float* scratch);
+void check_prefix_pool_backward_on(const Check& check, const PrefixPoolBackwardParams& params);
+int64_t prefix_pool_backward_scratch_on(const Check& check, const PrefixPoolBackwardParams& params);
+void prefix_pool_backward_on(const Check& check, const PrefixPoolBackwardParams& params, float* scratch);
+
 // scratch: axis_gate_scratch_on floats.
 void check_axis_gate_forward_on(const Check& check, const AxisGateParams& params);
 void axis_gate_forward_on(const Check& check, const AxisGateParams& params);

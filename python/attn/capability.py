@@ -134,6 +134,7 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "s2_attention": (_cuda_head_dim,),
     "linear_attention": (_cuda_feature_map,),
     "merge_states": (),
+    "prefix_softmax_pool": (),
     "axis_gate": (),
     "query_pool": (),
     "topk_nodes": (),

@@ -273,6 +273,30 @@ def test_linear_attention(tokens, dim, dim_v, causal, dtype):
         same_as_on_cpu(attn.linear_attention, on_cpu, causal=causal, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize(
+    ("heads", "tokens", "dim"), [((4, 2), 700, 64), ((1, 1), 20_000, 33), ((3, 3), 70, 130)]
+)
+def test_prefix_softmax_pool(heads, tokens, dim, dtype):
+    score, v = torch.randn(1, heads[0], tokens), torch.randn(1, heads[1], tokens, dim)
+    score[:, :, ::7] = -torch.inf
+    on_cpu = [score.to(dtype), v.to(dtype)]
+    same_as_on_cpu(attn.prefix_softmax_pool, on_cpu)
+    cu = torch.tensor([0, 0, 50, tokens - 3], dtype=torch.int32)
+    same_as_on_cpu(attn.prefix_softmax_pool, on_cpu, cu_seqlens=cu)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_prefix_softmax_pool_steps(dtype):
+    score, v = (torch.randn(2, 3, 20, *d, device="cuda").to(dtype) for d in ((), (40,)))
+    whole, state, rows = attn.prefix_softmax_pool(score, v), None, []
+    for t in range(20):
+        row, state = attn.prefix_softmax_pool_step(score[:, :, t : t + 1], v[:, :, t : t + 1], state)
+        rows.append(row)
+    tolerance = 1e-5 if dtype == torch.float32 else 2e-2
+    torch.testing.assert_close(torch.cat(rows, 2), whole, rtol=tolerance, atol=tolerance)
+
+
 def test_same_bits_every_time_and_alone():
     q, k, v = tensors(B=3)
     layout = patterns.sink_window(300, 300, window=70, sink_tokens=5).to("cuda")

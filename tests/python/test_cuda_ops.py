@@ -35,6 +35,8 @@ CUDA_OPS = {
     "linear_forward",
     "merge_states",
     "merge_states_backward",
+    "prefix_pool_backward",
+    "prefix_pool_forward",
     "query_pool_backward",
     "query_pool_forward",
     "s2_backward",
