@@ -137,6 +137,10 @@ if(NOT CMAKE_CUDA_COMPILER OR NOT TARGET CUDA::cudart_static OR CMAKE_CUDA_COMPI
   message(STATUS "CUDA kernels: not built (${found}); CUDA tensors will be refused with that reason")
   return()
 endif()
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)  # CMake 3.25.1 doesn't know that nvcc has it
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+  set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION -std=c++20)
+endif()
 set(ATTN_HAS_CUDA ON)
 message(STATUS "CUDA kernels: nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES}, "
   "head dimensions ${ATTN_CUDA_HEAD_DIMS}")

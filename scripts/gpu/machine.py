@@ -12,9 +12,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def output(*command: str) -> str:
+def output(*command: str, seconds: float = 60) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=seconds)
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -26,7 +26,8 @@ def torch_facts(python: str) -> dict[str, str]:
         "print(torch.__version__, torch.version.cuda, ok, "
         "'%d%d' % c.get_device_capability() if ok else '', c.get_device_name() if ok else '', sep='|')"
     )
-    fields = output(python, "-c", code).splitlines()[-1:] or ["||False||"]
+    # The first import on a machine reads gigabytes.
+    fields = output(python, "-c", code, seconds=150).splitlines()[-1:] or ["did not load||False||"]
     version, cuda, available, capability, name = fields[0].split("|")
     return {
         "torch": version,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -42,6 +43,7 @@ class Runner:
     """Runs steps until `seconds` are over; each writes its output into `folder`/logs."""
 
     def __init__(self, folder: Path, seconds: float, dry: bool) -> None:
+        """`seconds` from now."""
         self.logs = folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.end = time.monotonic() + seconds
@@ -70,15 +72,23 @@ class Runner:
         start = time.monotonic()
         with log.open("w") as out:
             environment = {**os.environ, **step.environment}
-            process = subprocess.Popen(
-                step.command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-            )
+            try:
+                process = subprocess.Popen(
+                    step.command,
+                    stdout=out,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                return self.skip(step.name, str(error))
             try:
                 code: int | None = process.wait(limit)
             except subprocess.TimeoutExpired:
                 code = None
                 os.killpg(process.pid, 9)
-                process.wait()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)  # one that waits for a hung driver can't be killed
         seconds = time.monotonic() - start
         status = "stopped" if code is None else "ok" if code == 0 else "failed"
         self.results.append(Result(step.name, status, seconds, last_line(log), str(log)))

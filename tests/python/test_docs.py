@@ -87,6 +87,12 @@ def script(words: list[str]) -> None:
         assert f'"{option}"' in known, option
 
 
+def gpu_check(words: list[str]) -> None:
+    if str(ROOT / "scripts") not in sys.path:
+        sys.path.insert(0, str(ROOT / "scripts"))
+    importlib.import_module("gpu.main").arguments().parse_args(words)
+
+
 def make(words: list[str]) -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(words) <= set(targets)
@@ -106,6 +112,7 @@ def not_run(words: list[str]) -> None:
 # How a command in the documentation starts -> what is done with its further words.
 COMMANDS = {
     "python -m attn": attn_command,
+    "python scripts/gpu_check": gpu_check,
     "python": script,
     "make": make,
     "pytest": pytest_options,

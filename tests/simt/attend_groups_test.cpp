@@ -1,15 +1,10 @@
 // The attention forward of sm_90a on the host, against the textbook in double (the CPU test's oracle).
 #include "attend_check.h"
 #include "cuda/sm90/attend_forward.h"
-#include "cuda/sm90/serves.h"
+#include "tensor_maps.h"
 
 namespace attn {
 namespace {
-
-seam::TensorMap map_of(const View4& x, const cuda::TiledShape& s) {
-  return {
-      x.data, {s.size[0], s.size[1], s.size[2], s.size[3]}, {s.stride[0], s.stride[1], s.stride[2]}, cuda::kPieceKeys};
-}
 
 template <class E> void run(const AttendParams& p, simt::Order order = simt::Order::forward) {
   ASSERT_TRUE(cuda::groups_serve(p));
