@@ -92,9 +92,12 @@ class Clock:
         """Names of our kernels that a call launches, as the profiler saw them."""
         from torch.profiler import ProfilerActivity, profile
 
-        with profile(activities=[ProfilerActivity.CUDA]) as seen:
-            call()
-            torch.cuda.synchronize()
+        try:
+            with profile(activities=[ProfilerActivity.CUDA]) as seen:
+                call()
+                torch.cuda.synchronize()
+        except RuntimeError as error:
+            return f"unknown ({str(error).splitlines()[0][:100]})"
         found = [re.search(r"attn::cuda::kernel<(?:attn::cuda::)?(\w+)", e.key) for e in seen.key_averages()]
         return ", ".join(sorted({name.group(1) for name in found if name})) or "unknown"
 
@@ -106,10 +109,12 @@ class Clock:
                 call()
                 self.once(call)
                 able[name] = call
-                if name == "attn":
-                    print("  kernels:", self.kernels(call))
             except Exception as error:
+                if name == "attn":
+                    raise
                 print(f"  {name} left out: {type(error).__name__}: {str(error).splitlines()[0][:150]}")
+        if "attn" in able:
+            print("  kernels:", self.kernels(able["attn"]))
         times: dict[str, list[float]] = {name: [] for name in able}
         start = time.monotonic()
         for i in range(50):
@@ -154,6 +159,10 @@ def sdpa_backends(q: Any, k: Any, v: Any, causal: bool = True) -> dict[str, Call
     return calls
 
 
+def difference(ours: Tensor, usual: Tensor) -> str:
+    return f"largest difference {(ours - usual).abs().max().item():.1e}"
+
+
 def has_kernel(op: str) -> bool:
     return bool(attn.info().build["CUDA architectures"][:1].isdigit()) and op not in attn._cuda.WITHOUT_KERNEL
 
@@ -162,7 +171,7 @@ def dense_forward(clock: Clock, row: Row) -> None:
     q, k, v = qkv(16384)
     ours = attn.attention(q, k, v, causal=True)
     usual = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    row.note = f"largest difference to SDPA {(ours - usual).abs().max().item():.1e}"
+    row.note = difference(ours, usual)
     finish(
         row, clock.medians({"attn": lambda: attn.attention(q, k, v, causal=True), **sdpa_backends(q, k, v)})
     )
@@ -234,6 +243,7 @@ def sparse_against_flex(density: float) -> Callable[[Clock, Row], None]:
             "attn": lambda: attn.block_sparse_attention(q, k, v, layout),
             "FlexAttention": lambda: flex(q, k, v, block_mask=mask),
         }
+        row.note = difference(calls["attn"](), calls["FlexAttention"]())
         finish(row, clock.medians(calls))
 
     return run
@@ -258,6 +268,15 @@ def decode(clock: Clock, row: Row) -> None:
         "attn": lambda: attn.decode_attention(q, k, v, seqlens=lengths),
         "copy of k": lambda: twin.copy_(k),
     }
+    finish(row, clock.medians(calls))
+
+
+def hip_decode(clock: Clock, row: Row) -> None:
+    """One new token against every key, or against those that HiP selects."""
+    shape = (4, 8, 131072, 128)
+    k, v = (torch.randn(shape, device="cuda", dtype=BF16) for _ in range(2))
+    q = torch.randn(4, 8, 1, 128, device="cuda", dtype=BF16)
+    calls = {"attn": lambda: attn.hip_attention(q, k, v), **sdpa_backends(q, k, v, causal=False)}
     finish(row, clock.medians(calls))
 
 
@@ -292,6 +311,52 @@ def query_pool(queries: int) -> Callable[[Clock, Row], None]:
         finish(row, clock.medians(calls))
 
     return run
+
+
+def segment_pool(clock: Clock, row: Row) -> None:
+    x = torch.randn(8, 16384, 768, device="cuda", dtype=BF16)
+    ids = (torch.arange(16384, device="cuda", dtype=torch.int32) // 64).repeat(8, 1)
+    twin = torch.empty_like(x)  # a copy moves twice the bytes
+    calls = {
+        "attn": lambda: attn.segment_pool(x, segment_ids=ids, num_segments=256),
+        "amax of equal segments": lambda: x.view(8, 256, 64, 768).amax(2),
+        "copy of x": lambda: twin.copy_(x),
+    }
+    finish(row, clock.medians(calls))
+
+
+def window_pool(clock: Clock, row: Row) -> None:
+    x = torch.randn(8, 16384, 768, device="cuda", dtype=BF16)
+    moved, twin = x.mT.contiguous(), torch.empty_like(x)
+    calls = {
+        "attn": lambda: attn.window_pool(x, window=3),
+        "max_pool1d, channels first": lambda: functional.max_pool1d(moved, 3, stride=1, padding=1),
+        "copy of x": lambda: twin.copy_(x),  # moves as many bytes
+    }
+    finish(row, clock.medians(calls))
+
+
+def tap_pool(clock: Clock, row: Row) -> None:
+    side, channels = 56, 384
+    x = torch.randn(16, side * side, channels, device="cuda", dtype=BF16)
+    weights = torch.rand(16, side * side, 4, device="cuda", dtype=BF16)
+    ninth = torch.full((channels, 1, 3, 3), 1 / 9, device="cuda", dtype=BF16)
+    twin = torch.empty_like(x)
+
+    def convolutions() -> Tensor:
+        image = x.mT.reshape(16, channels, side, side)
+        pooled = [image]
+        for d in (1, 2, 3):
+            pooled.append(functional.conv2d(image, ninth, padding=d, dilation=d, groups=channels))
+        by_weight = zip(pooled, weights.view(16, 1, side, side, 4).unbind(-1), strict=True)
+        return functools.reduce(torch.add, (image * weight for image, weight in by_weight))
+
+    calls = {
+        "attn": lambda: attn.tap_pool(x, weights, height=side, width=side),
+        "convolutions": convolutions,
+        "copy of x": lambda: twin.copy_(x),  # moves as many bytes
+    }
+    finish(row, clock.medians(calls))
 
 
 def topk_nodes(clock: Clock, row: Row) -> None:
@@ -355,29 +420,33 @@ class Case:
 CASES = (
     Case("dense causal forward D=128 T=16384", ("attend_forward",), dense_forward, 0.9),
     Case("dense causal backward D=128 T=16384", ("attend_backward",), dense_backward, 0.8),
+    Case("10 % of blocks T=65536, dense", ("block_sparse_forward",), sparse_against_dense, 7.0),
+    Case("S2 T=131072, local 1024, stride 16, dense", ("s2_forward",), long_against_dense(s2), 10.0),
+    Case("HiP T=131072, dense", ("hip_select", "hip_attend"), long_against_dense(attn.hip_attention), 15.0),
+    Case("HiP decode B=4 S=131072, dense", ("hip_select", "hip_attend"), hip_decode, 8.0),
+    Case("decode B=16 S=16384 Hkv=8, copy", ("decode_forward",), decode, 0.8),
+    *(
+        Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)
+        for d in (0.05, 0.1, 0.25, 0.5, 1.0)
+    ),
     Case("float32 causal forward D=128 T=4096", ("attend_forward",), float_forward),
     Case(
         "float32 causal backward D=128 T=4096",
         ("attend_backward",),
         functools.partial(dense_backward, tokens=4096, dtype=torch.float32),
     ),
-    Case("10 % of blocks T=65536, dense", ("block_sparse_forward",), sparse_against_dense, 7.0),
-    Case("S2 T=131072, local 1024, stride 16, dense", ("s2_forward",), long_against_dense(s2), 10.0),
-    Case("HiP T=131072, dense", ("hip_select", "hip_attend"), long_against_dense(attn.hip_attention), 15.0),
-    Case("decode B=16 S=16384 Hkv=8, copy", ("decode_forward",), decode, 0.8),
     Case("merge_states 4 parts, copy", ("merge_states",), merge),
     Case("query_pool 1 query, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(1), 0.7),
     Case("query_pool 64 queries, B=16 H=12 L=16384", ("query_pool_forward",), query_pool(64), 0.5),
+    Case("segment_pool max, 64 tokens a segment", ("segment_pool_forward",), segment_pool),
+    Case("window_pool max of 3 tokens", ("window_pool_forward",), window_pool),
+    Case("tap_pool 56 x 56", ("tap_pool_forward",), tap_pool),
     Case("topk_nodes 1024 graphs of 1024, torch.topk", ("topk_nodes",), topk_nodes),
     Case("flow attention D=64 T=65536, dense", ("flow_forward",), flow(False)),
     Case("causal flow attention D=64 T=65536, dense", ("flow_causal_forward",), flow(True)),
     Case("prefix_softmax_pool H=16 T=65536 D=64, copy", ("prefix_pool_forward",), prefix_pool, 0.5),
     Case("linear causal H=16 T=65536 D=128, copies", ("linear_forward",), linear),
     Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),
-    *(
-        Case(f"{d:.0%} of blocks T=16384, Flex", ("block_sparse_forward",), sparse_against_flex(d), 1.0, 45.0)
-        for d in (0.05, 0.1, 0.25, 0.5)
-    ),
 )
 
 

@@ -163,6 +163,21 @@ def run_all(options: argparse.Namespace, known: dict[str, str], out: Path, began
     return runner
 
 
+def bars(file: Path) -> list[list[str]]:
+    """What was asked of each case of the benchmark that has a bar, as rows of the last table."""
+    if not file.exists():
+        return []
+    rows = []
+    for case in json.loads(file.read_text())["rows"]:
+        if case["bar"] is None:
+            continue
+        ratio = case["ratio"]
+        result = "not run" if ratio is None else "met" if ratio >= case["bar"] else "NOT MET"
+        got = case["note"] if ratio is None else f"{ratio:.2f}x"
+        rows.append([f"bar: {case['case']}", result, "", f"{got}, asked: {case['bar']:g}x"])
+    return rows
+
+
 def summary(runner: Runner, known: dict[str, str], out: Path) -> str:
     lines = [f"{name:<12} {value or 'none'}" for name, value in known.items()]
     benchmark = out / "logs" / "benchmark.log"
@@ -170,6 +185,7 @@ def summary(runner: Runner, known: dict[str, str], out: Path) -> str:
         lines += ["", benchmark.read_text(errors="replace").rstrip()]
     head = ["step", "result", "seconds", "last line"]
     rows = [[r.name, r.status, f"{r.seconds:.1f}", r.detail] for r in runner.results]
+    rows += bars(out / "benchmark.json")
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     text = ["  ".join(x.ljust(w) for x, w in zip(row, widths, strict=True)).rstrip() for row in [head, *rows]]
     skipped = [r.name for r in runner.results if r.status == NOT_RUN]

@@ -255,3 +255,20 @@ def test_missing_kernels_for_hopper_are_said(tmp_path):
         main.what_was_built(runner, known)
         assert known["kernels for"] == architectures
         assert ("kernels of sm_90a" in {result.name for result in runner.results}) == said
+
+
+def test_bars_are_in_the_last_table(tmp_path):
+    rows = [
+        {"case": "a", "bar": 0.9, "ratio": 1.0, "note": ""},
+        {"case": "b", "bar": 7.0, "ratio": 6.5, "note": ""},
+        {"case": "c", "bar": 8.0, "ratio": None, "note": "not run: no time left"},
+        {"case": "d", "bar": None, "ratio": 2.0, "note": ""},
+    ]
+    (tmp_path / "benchmark.json").write_text(json.dumps({"rows": rows}))
+    text = main.summary(Runner(tmp_path, 60, dry=False), {"GPU": "of paper"}, tmp_path)
+    shown = [" ".join(line.split()) for line in text.splitlines()[-3:]]
+    assert shown == [
+        "bar: a met 1.00x, asked: 0.9x",
+        "bar: b NOT MET 6.50x, asked: 7x",
+        "bar: c not run not run: no time left, asked: 8x",
+    ]
