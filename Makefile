@@ -16,7 +16,7 @@ ISAS ?= generic avx2 avx512 $(WIDEST)
 # One set for each vector width: sanitized kernels take long to compile.
 SANITIZED ?= generic;avx2;$(WIDEST)
 
-.PHONY: demo test test-cpp test-neon test-sanitize test-python lint format docs wheel sdist clean
+.PHONY: demo test test-cpp test-cuda test-neon test-sanitize test-python lint format docs wheel sdist clean
 
 $(VENV)/.tools: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,20 @@ install: $(VENV)/.tools
 
 test-cpp: install
 	$(BIN)/ctest --test-dir build/wheel --output-on-failure -j $(JOBS)
+
+# The library with CUDA kernels, built and loaded without a GPU, and the tests that gpu_check runs on one; not part of `test`: building
+# takes minutes. Needs nvcc; the kernels of sm_90a need CUTLASS, too.
+CUDA_TESTS := $(addprefix tests/python/test_,cuda_library.py cuda_ops.py cuda_fakes.py build.py)
+test-cuda: $(VENV)/.tools
+	-$(BIN)/pip install $(PIP_FLAGS) nvidia-cutlass==4.2.0.0
+	$(BIN)/cmake -S . -B build/cuda -G Ninja -DATTN_CUDA=ON -DATTN_TESTS=ON -DATTN_WERROR=ON -DPython_EXECUTABLE=$(BIN)/python
+	$(BIN)/cmake --build build/cuda -j $(JOBS) --target attn_ops _C device_tests
+	build/cuda/tests/device/device_tests --gtest_list_tests > build/cuda/device_tests.txt
+	rm -rf build/cuda/package
+	mkdir -p build/cuda/package
+	cp -r python/attn build/cuda/package
+	cp build/cuda/libattn_ops.so build/cuda/_C*.so build/cuda/package/attn
+	PYTHONPATH=build/cuda/package $(BIN)/python -m pytest -q -n $(JOBS) $(CUDA_TESTS)
 
 # The C++ tests once more for Arm, cross-compiled and emulated; not part of `test`, since emulation is slow.
 test-neon: $(VENV)/.tools

@@ -32,7 +32,7 @@ include(${CMAKE_CURRENT_LIST_DIR}/cutlass.cmake)
 # side and ccache sees each for itself. The header defines `template <DType kType[, int kDim]> void function(...)`, which
 # csrc/cuda/launchers.h declares. tests/static compiles all rows as one source, whether they are built here or not; those
 # for sm_90a as another.
-set(ATTN_CUDA_SOURCES csrc/cuda/launch.cu csrc/cuda/launch_pool.cu csrc/cuda/launch_scan.cu)
+set(ATTN_CUDA_SOURCES csrc/cuda/launch.cu csrc/cuda/launch_layout.cu csrc/cuda/launch_pool.cu csrc/cuda/launch_scan.cu)
 set(ATTN_CUDA_ROWS "")
 set(ATTN_CUDA_SM90A_SOURCES "")
 set(ATTN_CUDA_SM90A_ROWS "")
@@ -98,8 +98,9 @@ attn_cuda_instances(cuda/sm80/linear_launch.h launch_scan_product TYPES f32 bf16
 attn_cuda_instances(cuda/sm80/linear_launch.h launch_linear_delta TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/prefix_launch.h launch_prefix_pool TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/prefix_launch.h launch_prefix_pool_backward TYPES f32 bf16 f16)
-# No op calls these yet: compiled by tests/static only.
-string(APPEND ATTN_CUDA_ROWS "#include \"cuda/smxx/layout_launch.h\"\n")
+attn_cuda_instances(cuda/smxx/layout_launch.h launch_layout_build TYPES f32)
+attn_cuda_instances(cuda/smxx/layout_launch.h launch_layout_transpose TYPES f32)
+attn_cuda_instances(cuda/smxx/layout_launch.h launch_tiles_transpose TYPES f32)
 file(CONFIGURE OUTPUT generated/cuda_kernels.cu CONTENT "${ATTN_CUDA_ROWS}")
 file(CONFIGURE OUTPUT generated/cuda_kernels_sm90a.cu CONTENT "${ATTN_CUDA_SM90A_ROWS}")
 

@@ -16,6 +16,7 @@ set(ATTN_COMMON_SOURCES
   csrc/cpu/dispatch.cpp
   csrc/cpu/dispatch_pool.cpp
   csrc/cpu/dispatch_scan.cpp
+  csrc/cpu/layout_lists.cpp
   csrc/cpu/parallel.cpp
   csrc/cpu/scratch.cpp)
 

@@ -10,6 +10,7 @@ set(ATTN_OPS_SOURCES
   csrc/ops/decode.cpp
   csrc/ops/flow.cpp
   csrc/ops/hip.cpp
+  csrc/ops/layout.cpp
   csrc/ops/layout_args.cpp
   csrc/ops/linear.cpp
   csrc/ops/merge.cpp

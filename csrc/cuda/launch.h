@@ -4,6 +4,7 @@
 #pragma once
 
 #include "attn/flow.h"
+#include "attn/layout.h"
 #include "attn/merge.h"
 #include "attn/params.h"
 #include "attn/pool.h"
@@ -35,6 +36,11 @@ void merge_states_backward(const MergeStatesBackwardParams& params, Stream strea
 // linear_backward_scratch(params) floats on the device.
 void linear_forward(const LinearParams& params, float* scratch, Stream stream);
 void linear_backward(const LinearBackwardParams& params, float* scratch, Stream stream);
+
+// What is out of range in a list is left out.
+void layout_build(const LayoutBuildParams& params, Stream stream);
+void layout_transpose(const LayoutTransposeParams& params, Stream stream);
+void tiles_transpose(const TilesTransposeParams& params, Stream stream);
 
 // f32, f16 and bf16. scratch: axis_gate_scratch(params) floats on the device.
 void axis_gate_forward(const AxisGateParams& params, Stream stream);
@@ -74,6 +80,9 @@ void window_pool_backward(const WindowPoolBackwardParams& params, Stream stream)
 void check_attend_forward(const AttendParams& params);
 void check_hip_select(const SelectParams& params);
 void check_attend_backward(const AttendBackwardParams& params);
+void check_layout_build(const LayoutBuildParams& params);
+void check_layout_transpose(const LayoutTransposeParams& params);
+void check_tiles_transpose(const TilesTransposeParams& params);
 void check_merge_states(const MergeStatesParams& params);
 void check_merge_states_backward(const MergeStatesBackwardParams& params);
 void check_flow_forward(const FlowParams& params);

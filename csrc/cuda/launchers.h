@@ -28,6 +28,11 @@ template <DType kType> void launch_sink_gradients(const BackwardParams& params, 
 template <DType kType> void launch_merge_states(const MergeStatesParams& params, Stream stream);
 template <DType kType> void launch_merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
 
+// kType: none of their kernels' business.
+template <DType kType> void launch_layout_build(const LayoutBuildParams& params, Stream stream);
+template <DType kType> void launch_layout_transpose(const LayoutTransposeParams& params, Stream stream);
+template <DType kType> void launch_tiles_transpose(const TilesTransposeParams& params, Stream stream);
+
 // kType: of states.
 template <DType kType> void launch_chunk_scan(const ChunkScanParams& params, Stream stream);
 template <DType kType> void launch_segment_sums(const SegmentSumsParams& params, Stream stream);

@@ -108,6 +108,9 @@ ATTN_BACKEND_SCRATCH(attend_forward, AttendParams)
 ATTN_BACKEND_SCRATCH(attend_backward, AttendBackwardParams)
 
 ATTN_BACKEND(hip_select, SelectParams)
+ATTN_BACKEND(layout_build, LayoutBuildParams)
+ATTN_BACKEND(layout_transpose, LayoutTransposeParams)
+ATTN_BACKEND(tiles_transpose, TilesTransposeParams)
 ATTN_BACKEND(merge_states, MergeStatesParams)
 ATTN_BACKEND(merge_states_backward, MergeStatesBackwardParams)
 

@@ -4,6 +4,7 @@
 
 #include "attn/cpu.h"
 #include "attn/flow.h"
+#include "attn/layout.h"
 #include "attn/merge.h"
 #include "attn/pool.h"
 #include "attn/scan.h"
@@ -23,6 +24,13 @@ void hip_select_on(const Check& check, const SelectParams& params);
 void check_attend_backward_on(const Check& check, const AttendBackwardParams& params);
 // scratch: [B, H, Tq] floats where the tensors are on a GPU.
 void attend_backward_on(const Check& check, const AttendBackwardParams& params, float* scratch);
+
+void check_layout_build_on(const Check& check, const LayoutBuildParams& params);
+void layout_build_on(const Check& check, const LayoutBuildParams& params);
+void check_layout_transpose_on(const Check& check, const LayoutTransposeParams& params);
+void layout_transpose_on(const Check& check, const LayoutTransposeParams& params);
+void check_tiles_transpose_on(const Check& check, const TilesTransposeParams& params);
+void tiles_transpose_on(const Check& check, const TilesTransposeParams& params);
 
 void check_merge_states_on(const Check& check, const MergeStatesParams& params);
 void merge_states_on(const Check& check, const MergeStatesParams& params);

@@ -82,6 +82,10 @@ STABLE_TORCH_LIBRARY(attn, m) {
       "hip_select(Tensor q, Tensor k, SymInt mask_k=512, SymInt block_size_q=64, SymInt block_size_k=2, "
       "SymInt block_stride_q=2, SymInt sliding_window=256, str representative='center', str reduce_heads='none', "
       "bool causal=True) -> (Tensor index, Tensor count)");
+  m.def("layout_build(Tensor mask) -> (Tensor count, Tensor index)");
+  m.def("layout_transpose(" ATTN_LAYOUT
+        "SymInt columns) -> (Tensor kv_count, Tensor kv_index, Tensor full_count, Tensor full_index, "
+        "Tensor partial_slot, Tensor partial_bits)");
   m.def(
       "linear_backward(Tensor dout, Tensor? ds, Tensor? dz, Tensor q, Tensor k, Tensor v, Tensor out, Tensor mass, "
       "Tensor s, Tensor z, " ATTN_LINEAR ") -> (Tensor dq, Tensor dk, Tensor dv, Tensor ds0, Tensor dz0)");

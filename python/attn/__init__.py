@@ -6,7 +6,7 @@ this installation supports.
 """
 
 from . import _library  # noqa: F401  # isort: skip  (registers the ops that the rest refers to)
-from . import _cuda, _fake, _fake_attend, _fake_pool, _fake_scan, patterns, reference, viz  # noqa: F401
+from . import _cuda, _fake, _fake_attend, _fake_layout, _fake_pool, _fake_scan, patterns, reference, viz  # noqa: F401
 from ._version import __version__
 from .errors import BackendError
 from .info import Info, info

@@ -34,7 +34,7 @@ def beside_python() -> str:
 
 
 def program(name: str) -> str | None:
-    return shutil.which(name, path=beside_python())
+    return shutil.which(name, path=os.pathsep.join([beside_python(), str(BUILD / "tools" / "bin")]))
 
 
 def missing_tools() -> list[str]:

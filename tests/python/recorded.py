@@ -58,6 +58,7 @@ def _public_calls() -> list:
     p = [x(1, 2, 30, 8) for _ in range(3)]
     cu = ints(0, 11, 11, 30)
     layout = attn.patterns.sink_window(40, 40, window=9, sink_tokens=3, block_q=16, block_k=16)
+    cut = attn.patterns.document(ints(0, 30, 90), block_q=16, block_k=32)
     keep = torch.arange(53).repeat(2, 1) < ints(53, 20)[:, None]
     f = [x(2, 2, 53, 12), x(2, 2, 53, 12), x(2, 2, 53, 20)]
     rows = x(2, 30, 24)
@@ -98,6 +99,15 @@ def _public_calls() -> list:
         lambda: attn.query_pool(x(1, 2, 3, 8), p[0], p[1], cu_seqlens=cu, axis="queries"),
         lambda: attn.axis_gate(x(2, 24, 30), x(2, 24), x(2, 30)),
         lambda: attn.topk_nodes(x(30).detach(), ratio=0.5, cu_seqlens=cu),
+    ]
+    calls += [
+        lambda: attn.BlockLayout.from_mask(torch.rand(2, 3, 5, 7, generator=g) < 0.5).kv_index,
+        lambda: cut._transpose_unseen().kv_index,
+        lambda: (
+            attn.patterns.sink_window(90, 130, window=60, sink_tokens=3, block_q=16, block_k=48)
+            ._transpose_unseen()
+            .kv_index
+        ),
     ]
     calls += [
         lambda: attn.flow_attention(*f),

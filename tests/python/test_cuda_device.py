@@ -310,6 +310,16 @@ def test_prefix_softmax_pool_steps(dtype):
     torch.testing.assert_close(torch.cat(rows, 2), whole, rtol=tolerance, atol=tolerance)
 
 
+def test_layouts_made_on_the_device():
+    layout = patterns.sink_window(700, 900, window=130, sink_tokens=5, block_q=64, block_k=32)
+    turned = layout.to("cuda").transpose()
+    assert turned.to("cpu") == layout.transpose()
+    mask = torch.rand(2, 3, 70, 45) < 0.3
+    here, there = attn.BlockLayout.from_mask(mask), attn.BlockLayout.from_mask(mask.cuda())
+    assert torch.equal(there.kv_count.cpu(), here.kv_count)
+    assert torch.equal(there.kv_index.cpu(), here.kv_index)
+
+
 def test_same_bits_every_time_and_alone():
     q, k, v = tensors(B=3)
     layout = patterns.sink_window(300, 300, window=70, sink_tokens=5).to("cuda")
@@ -351,6 +361,8 @@ def test_no_call_waits_for_the_device():
         lambda: attn.flow_attention(*one, cu_seqlens=cu),
         lambda: attn.flow_attention(*one, cu_seqlens=cu, causal=True, return_state=True),
         lambda: attn.merge_states(torch.stack((q, q)), q.new_zeros(2, *q.shape[:3], dtype=torch.float32)),
+        lambda: attn.BlockLayout.from_mask(layout.to_block_state() != -2).transpose(),
+        lambda: layout._transpose_unseen(),
     ]
     for call in calls:
         call()

@@ -31,6 +31,8 @@ CUDA_OPS = {
     "hip_forward",
     "hip_select",
     "hip_backward",
+    "layout_build",
+    "layout_transpose",
     "linear_backward",
     "linear_forward",
     "merge_states",

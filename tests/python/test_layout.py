@@ -54,6 +54,39 @@ def test_token_mask_round_trip(mask, block_q, block_k):
     BlockLayout(layout.kv_count, layout.kv_index, **tensors(layout))
 
 
+@given(masks(), BLOCKS, BLOCKS)
+@example(torch.zeros(1, 1, 0, 64, dtype=torch.bool), 64, 64)
+@example(torch.zeros(2, 1, 64, 0, dtype=torch.bool), 64, 64)
+def test_transposed_without_a_look_at_values(mask, block_q, block_k):
+    """As on a GPU and while tracing: the same layout, in lists of the greatest width."""
+    layout = BlockLayout.from_token_mask(mask, block_q, block_k)
+    turned = layout._transpose_unseen()
+    assert turned == layout.transpose()
+    assert torch.equal(layout_mask(turned), mask.mT)
+    assert turned.kv_index.shape[-1] == layout.num_q_blocks
+    BlockLayout(turned.kv_count, turned.kv_index, **tensors(turned))
+    for count, index, slot in turned._lists():
+        unused = torch.arange(index.shape[-1]) >= count.unsqueeze(-1)
+        assert (index[unused] == 0).all()
+        assert slot is None or (slot[unused] == -1).all()
+
+
+@given(st.integers(0, 1000), st.integers(1, 3), st.integers(0, 3), *[st.integers(0, 70)] * 2)
+def test_lists_of_a_block_mask(seed, batch, heads, rows, columns):
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.rand(batch, heads, columns, rows, generator=g).mT < 0.4
+    for given_mask in (mask.contiguous(), mask.contiguous()[:1].expand(2, -1, -1, -1)):
+        count, index = torch.ops.attn.layout_build(given_mask)
+        assert torch.equal(count, given_mask.sum(-1, dtype=torch.int32))
+        lists = zip(given_mask.flatten(0, 2), count.flatten(), index.flatten(0, 2), strict=True)
+        for kept, n, found in lists:
+            assert torch.equal(found[:n], kept.nonzero().flatten().int())
+            assert (found[n:] == 0).all()
+    if heads:
+        layout = BlockLayout.from_mask(mask, block_q=16, block_k=16)
+        assert torch.equal(layout.to_block_state() != -2, mask)
+
+
 def tensors(layout):
     names = (
         "full_count",

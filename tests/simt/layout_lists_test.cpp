@@ -12,7 +12,7 @@ struct Lists {
   std::vector<int32_t> count, index, slot;
   Lists(int64_t lists, int64_t width)
       : count(static_cast<size_t>(lists), -7), index(static_cast<size_t>(lists * width), -7), slot(index) {}
-  cuda::ListsOut out(bool slots) { return {count.data(), index.data(), slots ? slot.data() : nullptr}; }
+  ListsOut out(bool slots) { return {count.data(), index.data(), slots ? slot.data() : nullptr}; }
 };
 
 TEST(SimtLayoutBuild, ListsTheKeptBlocks) {
@@ -22,8 +22,8 @@ TEST(SimtLayoutBuild, ListsTheKeptBlocks) {
     std::vector<uint8_t> mask(static_cast<size_t>(batch * heads * rows * pitch), 1);
     for (uint8_t& x : mask) x = random() % 3 ? 0 : static_cast<uint8_t>(1 + random() % 255);
     Lists got(batch * heads * rows, columns);
-    const cuda::LayoutBuildParams p{mask.data(), heads * rows * pitch, rows * pitch, pitch, batch, heads, rows,
-                                    columns,     got.out(false)};
+    const LayoutBuildParams p{mask.data(), heads * rows * pitch, rows * pitch, pitch, batch, heads, rows,
+                              columns,     got.out(false)};
     simt::launch<cuda::LayoutBuild>(p, columns % 2 ? simt::Order::mixed : simt::Order::forward);
     for (int64_t list = 0; list < batch * heads * rows; ++list) {
       std::vector<int32_t> want;
@@ -61,7 +61,7 @@ TEST(SimtLayoutTranspose, ListsTheQueryBlocksOfEachKeyBlock) {
     o.full_list = i % 3;
     const ScheduleCase c(o, i);
     const LayoutView l = c.params().layout;
-    cuda::LayoutTransposeParams p{};
+    LayoutTransposeParams p{};
     p.layout = l;
     p.batch = o.shared_batch ? 1 : o.batch;
     p.heads = o.shared_heads ? 1 : o.heads;

@@ -1,10 +1,8 @@
-// BlockLayout's lists on the device, without a look from the host: built from a block mask, and transposed (which query
-// blocks see a key block), bit tiles too. A warp makes a list, 32 candidates at a time in ascending order, so the
-// result is the one of attn/layout and has no use for atomics. Lists have their greatest width, since nobody knows a
-// better one.
+// A layout's lists (attn/layout.h) on the device, without a look from the host. A warp makes a list, 32 candidates at a
+// time in ascending order, so the result is the CPU's and has no use for atomics.
 #pragma once
 
-#include "attn/params.h"
+#include "attn/layout.h"
 #include "attn/schedule.h"
 #include "cuda/grid.h"
 #include "cuda/seam.h"
@@ -17,13 +15,6 @@ constexpr int64_t kListWarps = kListThreads / 32;
 inline Grid list_grid(int64_t lists) { return {(lists + kListWarps - 1) / kListWarps}; }
 // Of the calling warp.
 ATTN_DEVICE int64_t list_index() { return seam::block_x() * kListWarps + seam::warp(); }
-
-// Contiguous lists [lists, width] that are written here; entries past the count are 0, their slots -1.
-struct ListsOut {
-  int32_t* count;  // null: not wanted
-  int32_t* index;
-  int32_t* slot;  // null: no tiles
-};
 
 // Appends candidate first + lane where `kept`, with its slot.
 ATTN_DEVICE void append(const ListsOut& out, int64_t at, int32_t candidate, bool kept, int32_t slot, int32_t& count) {
@@ -40,13 +31,6 @@ ATTN_DEVICE void finish_list(const ListsOut& out, int64_t list, int64_t at, int3
   }
   if (seam::lane() == 0) out.count[list] = count;
 }
-
-struct LayoutBuildParams {
-  const uint8_t* mask;  // [B, H, M, N], nonzero: kept; bytes of a row are neighbours
-  int64_t mask_batch, mask_head, mask_row;
-  int64_t batch, heads, rows, columns;
-  ListsOut out;  // [B, H, M, N]
-};
 
 struct LayoutBuild {
   static constexpr int kThreads = kListThreads;
@@ -67,14 +51,6 @@ struct LayoutBuild {
     }
     finish_list(p.out, list, list * columns, columns, count);
   }
-};
-
-// Lists of `layout`, [batch, heads, rows, width] -> lists [batch, heads, columns, rows]. batch and heads are the
-// layout's own: 1 where they are shared.
-struct LayoutTransposeParams {
-  LayoutView layout;
-  int64_t batch, heads, rows, columns;
-  ListsOut out, full;
 };
 
 // A lane asks a row's list for the column by binary search: reads rows x log2(width) entries a column.
@@ -118,13 +94,7 @@ struct LayoutTranspose {
   }
 };
 
-// Bit tiles [slots, block_q, ceil(block_k / 32)] -> [slots, block_k, ceil(block_q / 32)]. A warp turns 32 x 32 bits.
-struct TilesTransposeParams {
-  const int32_t* bits;
-  int64_t slots, block_q, block_k;
-  int32_t* out;
-};
-
+// A warp turns 32 x 32 bits.
 struct TilesTranspose {
   static constexpr int kThreads = kListThreads;
   using Params = TilesTransposeParams;

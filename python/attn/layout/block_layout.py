@@ -148,23 +148,41 @@ class BlockLayout:
 
     def transpose(self) -> BlockLayout:
         """The layout with queries and keys exchanged (which queries see each key), bit tiles transposed.
-        Computed once.
+        Computed once. On a GPU and while tracing nobody waits for values: its lists have the greatest width.
         """
         if self._transposed is None:
             if torch.compiler.is_compiling():
-                return self._transpose_static()
-            turned = BlockLayout._from_entries(
-                self._grid().transposed, entries.transposed(self._grid(), self._entries())
-            )
+                return self._transpose_unseen()
+            if self.device.type == "cpu":
+                kept = entries.transposed(self._grid(), self._entries())
+                turned = BlockLayout._from_entries(self._grid().transposed, kept)
+            else:
+                turned = self._transpose_unseen()
             turned._transposed = self
             self._transposed = turned
         return self._transposed
 
-    def _transpose_static(self) -> BlockLayout:
+    def _transpose_unseen(self) -> BlockLayout:
         """As :meth:`transpose` with lists of the greatest width, so that no shape depends on a value."""
-        state = self.to_block_state().transpose(2, 3)
-        tiles = None if self.partial_bits is None else bits.transpose(self.partial_bits, self.block_k)
-        return convert.from_state(BlockLayout, state, tiles, self._grid().transposed)
+        lists = (self.kv_count, self.kv_index, self.full_count, self.full_index, self.partial_slot)
+        tensors = (*lists, self.partial_bits)
+        count, index, full_count, full_index, slot, tiles = torch.ops.attn.layout_transpose(
+            *(None if x is None else x.contiguous() for x in tensors),
+            self.block_q,
+            self.block_k,
+            self.num_kv_blocks,
+        )
+        full, cut = self.full_count is not None, self.partial_bits is not None
+        return BlockLayout(
+            count,
+            index,
+            full_count=full_count if full else None,
+            full_index=full_index if full else None,
+            partial_slot=slot if cut else None,
+            partial_bits=tiles if cut else None,
+            **self._grid().transposed.sizes,
+            validate=False,
+        )
 
     def density(self, of: str = "tokens") -> float:
         """Kept fraction, averaged over batches and heads; 0 for an empty sequence. Synchronises the device.

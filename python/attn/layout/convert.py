@@ -52,7 +52,7 @@ def from_mask(
         block_q, block_k: tokens per block.
         q_len, kv_len: tokens; default ``M * block_q`` and ``N * block_k``.
 
-    Static shapes and no synchronisation: usable on the device's stream and while tracing.
+    One kernel, static shapes and no synchronisation: usable on the device's stream and while tracing.
     """
     mask = _as_4d(mask, "[M, N]")
     q_len = mask.shape[2] * block_q if q_len is None else q_len
@@ -64,32 +64,8 @@ def from_mask(
             f"mask must have [M, N] = [ceil({q_len} / {block_q}), ceil({kv_len} / {block_k})] = "
             f"[{grid.rows}, {grid.cols}] blocks, got {list(mask.shape[2:])}"
         )
-    return from_state(cls, torch.where(mask, WHOLE, -2), None, grid)
-
-
-def from_state(cls: type[BlockLayout], state: Tensor, tiles: Tensor | None, grid: Grid) -> BlockLayout:
-    """Lists of full width from the dense form of ``BlockLayout.to_block_state``."""
-
-    def listed(kept: Tensor) -> tuple[Tensor, Tensor]:
-        order = torch.argsort((~kept).to(torch.uint8), dim=-1, stable=True)
-        return kept.sum(-1, dtype=torch.int32), order
-
-    if tiles is None:
-        count, order = listed(state != -2)
-        return cls(count, order.int(), **grid.sizes, validate=False)
-    count, order = listed(state >= 0)
-    full_count, full_order = listed(state == WHOLE)
-    slot = state.gather(-1, order).clamp(min=WHOLE).int()
-    return cls(
-        count,
-        order.int(),
-        full_count=full_count,
-        full_index=full_order.int(),
-        partial_slot=slot,
-        partial_bits=tiles,
-        **grid.sizes,
-        validate=False,
-    )
+    count, index = torch.ops.attn.layout_build(mask if mask.stride(-1) == 1 else mask.contiguous())
+    return cls(count, index, **grid.sizes, validate=False)
 
 
 def from_token_mask(
