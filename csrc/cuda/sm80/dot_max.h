@@ -3,6 +3,7 @@
 // and take half of the rows each.
 #pragma once
 
+#include "cuda/sm80/products.h"
 #include "cuda/sm80/shared_rows.h"
 
 namespace attn::cuda {
@@ -35,14 +36,7 @@ template <class T, int kDim, int kThreads> struct DotMax {
     ATTN_ROLLED
     for (int row = 0; row < rows; row += 16) {
       float c[kGroups][4] = {};
-      ATTN_UNROLL
-      for (int d = 0; d < kDim / 16; ++d) {
-        uint32_t a[4], b[2][2];
-        s.q.operand_a(a, row, d);
-        s.k[stage].operands_b(b[0], b[1], key, d);
-        ATTN_UNROLL
-        for (int n = 0; n < kGroups; ++n) seam::mma<T>(c[n], a, b[n]);
-      }
+      add_products<kGroups, kDim>(s.q, row, s.k[stage], key, 0, c);
       ATTN_UNROLL
       for (int n = 0; n < kGroups; ++n) {
         ATTN_UNROLL

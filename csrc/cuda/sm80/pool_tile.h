@@ -2,6 +2,7 @@
 // f16 on tensor cores, float32 with FMAs; threads hold the same elements of a product (WarpAttend's).
 #pragma once
 
+#include "cuda/sm80/products.h"
 #include "cuda/sm80/shared_rows.h"
 
 namespace attn::cuda {
@@ -17,36 +18,13 @@ template <class T> struct PoolTile {
   // x += rows times columns.
   template <class A, class B>
   ATTN_DEVICE static void multiply(A& rows, int row, B& columns, int column, int, PoolScores& x) {
-    ATTN_UNROLL
-    for (int d = 0; d < kPoolChunk / 16; ++d) {
-      uint32_t a[4];
-      rows.operand_a(a, row, d);
-      ATTN_UNROLL
-      for (int n = 0; n < kPoolGroups; n += 2) {
-        uint32_t b[2], c[2];
-        columns.operands_b(b, c, column + 8 * n, d);
-        seam::mma<T>(x[n], a, b);
-        seam::mma<T>(x[n + 1], a, c);
-      }
-    }
+    add_products<kPoolGroups, kPoolChunk>(rows, row, columns, column, 0, x);
   }
 
   // Eight groups of features from `out` += weights x times what the columns carry.
   template <class B>
   ATTN_DEVICE static void add(const PoolScores& x, B& values, int column, int, float (*out)[4], Shared&) {
-    ATTN_UNROLL
-    for (int k = 0; k < kPoolColumns / 16; ++k) {
-      const uint32_t a[4] = {seam::pack<T>(x[2 * k][0], x[2 * k][1]), seam::pack<T>(x[2 * k][2], x[2 * k][3]),
-                             seam::pack<T>(x[2 * k + 1][0], x[2 * k + 1][1]),
-                             seam::pack<T>(x[2 * k + 1][2], x[2 * k + 1][3])};
-      ATTN_UNROLL
-      for (int n = 0; n < kPoolChunk / 8; n += 2) {
-        uint32_t b[2], c[2];
-        values.operands_b_transposed(b, c, column + 16 * k, n / 2);
-        seam::mma<T>(out[n], a, b);
-        seam::mma<T>(out[n + 1], a, c);
-      }
-    }
+    add_values<kPoolChunk / 8>(x, values, column, 0, out);
   }
 };
 
@@ -125,10 +103,5 @@ template <> struct PoolTile<float> {
     }
   }
 };
-
-template <class T> ATTN_DEVICE bool pool_rows_aligned(const View4& x) {
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 &&
-         (x.batch | x.head | x.token) % (16 / static_cast<int64_t>(sizeof(T))) == 0;
-}
 
 }  // namespace attn::cuda

@@ -84,4 +84,44 @@ template <> struct Products<float> {
   }
 };
 
+// s += products of 16 rows from `row` with 8 kGroups columns from `column` (rows of their own), over kCount features
+// from `feature`. A thread's elements of s are those of an mma: [n][2 i + c] of row lane / 4 + 8 i and column 8 n + 2
+// (lane % 4) + c.
+template <int kGroups, int kCount, class Rows, class Columns>
+ATTN_DEVICE void add_products(Rows& rows, int row, Columns& columns, int column, int feature, float (&s)[kGroups][4]) {
+  using Product = Products<typename Rows::Element>;
+  ATTN_UNROLL
+  for (int i = 0; i < kCount / Product::kDepth; ++i) {
+    const int d = feature / Product::kDepth + i;
+    uint32_t x[4];
+    rows.operand_a(x, row, d);
+    const typename Product::A a = Product::operand(x);
+    ATTN_UNROLL
+    for (int n = 0; n < kGroups; n += 2) {
+      uint32_t b[2], c[2];
+      columns.operands_b(b, c, column + 8 * n, d);
+      Product::add(s[n], a, b);
+      Product::add(s[n + 1], a, c);
+    }
+  }
+}
+
+// out += weights, elements as above, times kGroups groups of eight features from `group` of the values from `first`.
+template <int kGroups, class Values, int kWeights>
+ATTN_DEVICE void add_values(const float (&weights)[kWeights][4], Values& values, int first, int group,
+                            float (*out)[4]) {
+  using Product = Products<typename Values::Element>;
+  ATTN_UNROLL
+  for (int k = 0; k < 8 * kWeights / Product::kDepth; ++k) {
+    const typename Product::A a = Product::operand(weights, k);
+    ATTN_UNROLL
+    for (int n = 0; n < kGroups; n += 2) {
+      uint32_t b[2], c[2];
+      values.operands_b_transposed(b, c, first + Product::kDepth * k, (group + n) / 2);
+      Product::add(out[n], a, b);
+      Product::add(out[n + 1], a, c);
+    }
+  }
+}
+
 }  // namespace attn::cuda

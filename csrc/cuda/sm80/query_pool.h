@@ -131,11 +131,11 @@ template <class T, int kRowWarps, PoolWeights kWeights> struct QueryPool {
     const View4& columns = sums ? p.values : second ? p.column_y : p.column_x;
     const int dim = static_cast<int>((sums ? p.dim : second ? p.dim_y : p.dim_x) - from);
     to.columns.template load<kThreads>(
-        static_cast<const T*>(columns.data) + from, dim, pool_rows_aligned<T>(columns),
+        static_cast<const T*>(columns.data) + from, dim, rows_aligned<T>(columns),
         [&](int i) { return place(p, item, columns, !p.keys_in_rows, c.unit, c.first + i); });
     if (sums) return;
     const View4& rows = second ? p.row_y : p.row_x;
-    to.rows.template load<kThreads>(static_cast<const T*>(rows.data) + from, dim, pool_rows_aligned<T>(rows),
+    to.rows.template load<kThreads>(static_cast<const T*>(rows.data) + from, dim, rows_aligned<T>(rows),
                                     [&](int r) { return row_place(p, item, rows, r); });
   }
 

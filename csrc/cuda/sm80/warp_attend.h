@@ -81,20 +81,7 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
   ATTN_DEVICE static void multiply_features(Queries& q, int q_row, Keys& k, int key, int feature, Scores& s) {
     ATTN_UNROLL
     for (int n = 0; n < kKeyGroups; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0;
-    ATTN_UNROLL
-    for (int i = 0; i < kCount / kDepth; ++i) {
-      const int d = feature / kDepth + i;
-      uint32_t x[4];
-      q.operand_a(x, q_row, d);
-      const typename Product::A a = Product::operand(x);
-      ATTN_UNROLL
-      for (int n = 0; n < kKeyGroups; n += 2) {
-        uint32_t b[2], c[2];
-        k.operands_b(b, c, key + 8 * n, d);
-        Product::add(s[n], a, b);
-        Product::add(s[n + 1], a, c);
-      }
-    }
+    add_products<kKeyGroups, kCount>(q, q_row, k, key, feature, s);
   }
   template <class Queries, class Keys>
   ATTN_DEVICE static void multiply_keys(Queries& q, int q_row, Keys& k, int key, Scores& s) {
@@ -173,17 +160,7 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     if constexpr (Product::kSplit) {
       multiply_values_rounded<false>(v, key, s, out, group);
     } else {
-      ATTN_UNROLL
-      for (int k = 0; k < kSteps; ++k) {
-        const typename Product::A a = Product::operand(s, k);
-        ATTN_UNROLL
-        for (int n = 0; n < kGroups; n += 2) {
-          uint32_t b[2], c[2];
-          v.operands_b_transposed(b, c, key + kDepth * k, (group + n) / 2);
-          Product::add(out[n], a, b);
-          Product::add(out[n + 1], a, c);
-        }
-      }
+      add_values<kGroups>(s, v, key, group, out);
     }
   }
   template <class Values> ATTN_DEVICE static void multiply_values(Values& v, int key, const Scores& s, State& state) {
