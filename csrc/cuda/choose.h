@@ -15,7 +15,7 @@ template <class... Parts> [[noreturn]] void refuse(const char* what, const Parts
   throw std::runtime_error(text.str());
 }
 
-[[noreturn]] void refuse_dtype(const char* what, const char* supported, DType given);
+[[noreturn]] void refuse_dtype(const char* what, DType given);
 
 // A launcher takes the parameters of its op and a stream.
 template <class Params> using Launcher = void (*)(const Params&, Stream);
@@ -40,7 +40,7 @@ template <class Family> auto by_type(const char* what, DType type) {
     case DType::f32: return Family::template of<DType::f32>;
     case DType::bf16: return Family::template of<DType::bf16>;
     case DType::f16: return Family::template of<DType::f16>;
-    default: refuse_dtype(what, "float32, bfloat16 and float16", type);
+    default: refuse_dtype(what, type);
   }
 }
 

@@ -51,7 +51,7 @@ AttendLaunchers choose(const AttendParams& p) {
     case DType::f32: return by_dim<AttendForwardOf<DType::f32>>(what, whose, dim);
     case DType::bf16: return by_dim<AttendForwardOf<DType::bf16>>(what, whose, dim);
     case DType::f16: return by_dim<AttendForwardOf<DType::f16>>(what, whose, dim);
-    default: refuse_dtype(what, "float32, bfloat16 and float16", p.dtype);
+    default: refuse_dtype(what, p.dtype);
   }
 }
 
@@ -88,7 +88,7 @@ AttendBackwardLaunchers choose(const AttendBackwardParams& b) {
     case DType::bf16:
       return {launch_attend_delta<DType::bf16>, by_dim<AttendGradientsOf<DType::bf16>>(what, whose, dim)};
     case DType::f16: return {launch_attend_delta<DType::f16>, by_dim<AttendGradientsOf<DType::f16>>(what, whose, dim)};
-    default: refuse_dtype(what, "float32, bfloat16 and float16", p.dtype);
+    default: refuse_dtype(what, p.dtype);
   }
 }
 
@@ -106,7 +106,7 @@ Launcher<SelectParams> choose(const SelectParams& p) {
     case DType::f32: return by_dim<HipSelectOf<DType::f32>>(what, whose, p.dim);
     case DType::bf16: return by_dim<HipSelectOf<DType::bf16>>(what, whose, p.dim);
     case DType::f16: return by_dim<HipSelectOf<DType::f16>>(what, whose, p.dim);
-    default: refuse_dtype(what, "float32, bfloat16 and float16", p.dtype);
+    default: refuse_dtype(what, p.dtype);
   }
 }
 
@@ -126,9 +126,9 @@ Launcher<MergeStatesBackwardParams> choose(const MergeStatesBackwardParams& p) {
 
 }  // namespace
 
-void refuse_dtype(const char* what, const char* supported, DType given) {
-  refuse(what, "supports ", supported, ", got ", name_of(given),
-         "; convert with .to(torch.bfloat16), or move the tensors to the CPU");
+void refuse_dtype(const char* what, DType given) {
+  refuse(what, "supports float32, bfloat16 and float16, got ", name_of(given),
+         "; convert with .to(torch.float32), or move the tensors to the CPU");
 }
 
 void check_launch(const char* what, const Grid& grid, size_t shared) {
