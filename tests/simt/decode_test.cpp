@@ -13,7 +13,7 @@ template <class E> void run(const AttendParams& p, simt::Order order = simt::Ord
   ASSERT_TRUE(cuda::few_rows(p));
   std::vector<float> scratch(static_cast<size_t>(cuda::attend_scratch(p)), NAN);
   cuda::DecodeParams d = cuda::decode_params(p, scratch.data());
-  if (blocks) d.blocks = blocks;
+  if (blocks) d.blocks = std::min(blocks, d.splits);
   with_dim(p, [&](auto dim) { simt::launch<cuda::Decode<DeviceElement<E>, dim>>(d, order); });
   if (d.splits > 1) simt::launch<cuda::MergeSplits<DeviceElement<E>>>(cuda::merge_params(d), order);
 }

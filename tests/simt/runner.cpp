@@ -182,6 +182,10 @@ void run_block(const std::vector<int>& turns) {
   for (int i = 0; i < block.threads; ++i) {
     if (!block.thread[static_cast<size_t>(i)]->done) throw Error(stuck());
   }
+  for (int i = 0; i < block.threads; ++i) {
+    if (!block.thread[static_cast<size_t>(i)]->copies.empty())
+      throw Error(placed("thread " + std::to_string(i) + " ended before its copies were committed and waited for"));
+  }
   const std::string left = left_async();
   if (!left.empty()) throw Error(placed(left));
 }

@@ -268,6 +268,28 @@ TEST(Simt, CopiesMatricesAndProducts) {
 #endif
 }
 
+enum class Copied { right, not_committed, not_waited_for };
+
+// A copy that a thread leaves behind would arrive in the shared memory of whatever block comes next.
+template <Copied kFault> struct CopyAndEnd {
+  static constexpr int kThreads = 32;
+  using Params = const float*;
+  struct Shared { alignas(16) float x[4 * kThreads]; };
+  static void run(const Params& from, Shared& s) {
+    copy16_async(&s.x[4 * thread()], from + 4 * thread(), 16);
+    if (kFault != Copied::not_committed) copy_commit();
+    if (kFault != Copied::not_waited_for) copy_wait<0>();
+  }
+};
+
+TEST(Simt, CopiesLeftBehindAreReported) {
+  alignas(16) const float from[128] = {};
+  const char* left = "thread 0 ended before its copies were committed and waited for";
+  EXPECT_EQ(error_of([&] { simt::launch<CopyAndEnd<Copied::right>>({}, from); }), "");
+  EXPECT_REPORT(simt::launch<CopyAndEnd<Copied::not_committed>>({}, from), left);
+  EXPECT_REPORT(simt::launch<CopyAndEnd<Copied::not_waited_for>>({}, from), left);
+}
+
 // Operands of tf32 products are rounded before: the hardware would cut them off.
 template <bool kRounded> struct Tf32Product {
   static constexpr int kThreads = 32;

@@ -46,7 +46,7 @@ ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, S
   for (int turn = 0;; turn ^= 1) {
     const auto& t = shared.tile[turn];
     sync_threads<kThreads, kBarrier>();
-    if (t.n == 0) return;
+    if (t.n == 0) break;
     load_keys<kThreads>(p, item, t, shared.k, shared.v);
     seam::copy_commit();
     if (seam::warp() == 0) next = fill_key_tile(p, item, next, end, shared.tile[turn ^ 1]);
@@ -56,6 +56,8 @@ ATTN_DEVICE void for_each_key_tile(const AttendParams& p, const RowItem& item, S
     sync_threads<kThreads, kBarrier>();
     f(t, scan);
   }
+  seam::copy_commit();
+  seam::copy_wait<0>();  // what the caller had begun, where there was no key
 }
 
 }  // namespace attn::cuda
