@@ -119,6 +119,44 @@ TYPED_TEST(SimtDecode, PagedKeys) {
   }
 }
 
+// What generation asks of a cache: one to sixteen rows of grouped heads, sequences of different lengths, pages of 16 to
+// 256 keys, windows with sinks, key weights and layouts; and the bits are those of a contiguous cache.
+TYPED_TEST(SimtDecode, CachesInPages) {
+  int which = 0;
+  for (int64_t page : {16, 32, 64, 128, 256}) {
+    for (int64_t tq : {1, 2, 5, 16}) {
+      AttendOptions o;
+      ScheduleOptions& s = o.schedule;
+      s.batch = 2;
+      s.heads = 8;
+      s.heads_kv = 2;
+      s.tq = tq;
+      s.tk = 520;
+      s.key_lengths = {static_cast<int32_t>(520 - 37 * (which % 3)), static_cast<int32_t>(page + tq / 2)};
+      s.causal = true;
+      if (which % 2) s.left = 150, s.sink = 4;
+      if (which % 3 == 2) {
+        s.kind = ScheduleKind::layout;
+        s.full_list = true;
+        s.bits = which % 2;
+      }
+      o.key_weights = which % 4 < 2;
+      o.token_major = which % 5 < 2;
+      o.dim = which % 3 == 0 ? 62 : which % 3 == 1 ? 126 : 40;
+      o.dim_v = o.dim - 8 * (which % 2);
+      ++which;
+      SCOPED_TRACE(testing::Message() << o << " page " << page);
+      AttendCase<TypeParam> contiguous(o, 8);
+      run<TypeParam>(contiguous.params());
+      o.page = page;
+      AttendCase<TypeParam> paged(o, 8);
+      run<TypeParam>(paged.params());
+      compare(paged);
+      ASSERT_TRUE(same_bits(contiguous, paged));
+    }
+  }
+}
+
 // Values on a GPU are used before anybody could have looked at them. A page that doesn't exist has no keys, lengths are
 // those of the cache at most.
 TYPED_TEST(SimtDecode, WrongPagesAndLengthsReadNothing) {
