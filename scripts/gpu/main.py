@@ -17,6 +17,8 @@ from . import prebuilt, tools
 from .machine import ROOT, facts
 from .plan import NOT_RUN, Result, Runner, Step
 
+# Of pytest and of gtest.
+PASSED = r"[1-9]\d* passed|\[  PASSED  \] [1-9]"
 # The whole run stays under 9 minutes.
 SECONDS = 535.0
 # Kept back for what comes after each part.
@@ -78,7 +80,7 @@ def sanitizer(tool: str, command: list[str], limit: float, environment: dict[str
     found = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     whole = [found or "compute-sanitizer", "--tool", tool, "--error-exitcode", "1", *command]
     missing = why or ("" if found else "compute-sanitizer is not installed")
-    return Step(f"compute-sanitizer {tool}", whole, limit, 20, environment, why_not=missing)
+    return Step(f"compute-sanitizer {tool}", whole, limit, 20, environment, why_not=missing, says=PASSED)
 
 
 def python_steps(environment: dict[str, str]) -> list[Step]:
@@ -100,7 +102,15 @@ def python_steps(environment: dict[str, str]) -> list[Step]:
     shown = ["-v", "-rf", "--tb=short"]
     return [
         found,
-        Step("python tests", [*command, *shown, *workers], 200, 30, environment, why_not=why),
+        Step(
+            "python tests",
+            [*command, *shown, *workers],
+            200,
+            30,
+            environment,
+            why_not=why,
+            says=PASSED,
+        ),
         sanitizer("memcheck", [*command, "-q", "-k", SANITIZED_PYTHON], 100, apart, why),
     ]
 
@@ -111,7 +121,7 @@ def device_steps(built: building.Built) -> list[Step]:
     few = [tests, f"--gtest_filter={SANITIZED}", "--gtest_brief=1"]
     each = [sys.executable, str(Path(__file__).with_name("suites.py")), tests]
     return [
-        Step("C++ tests", each, 90, why_not=why),
+        Step("C++ tests", each, 90, why_not=why, says="all passed"),
         *(sanitizer(tool, few, 45, {}, why) for tool in ("racecheck", "synccheck")),
     ]
 

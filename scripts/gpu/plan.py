@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import time
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ class Step:
     environment: dict[str, str] = field(default_factory=dict)
     on_gpu: bool = True
     why_not: str = ""  # set where something it needs is missing
+    says: str = ""  # what its output matches if it did something: tests may all have been skipped
 
 
 @dataclass
@@ -71,7 +73,8 @@ class Runner:
         print(f"== {step.name} (at most {limit:.0f} s): {' '.join(step.command)}", flush=True)
         start = time.monotonic()
         with log.open("w") as out:
-            environment = {**os.environ, **step.environment}
+            # What a program has printed is there when it is stopped.
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **step.environment}
             try:
                 process = subprocess.Popen(
                     step.command,
@@ -91,6 +94,9 @@ class Runner:
                     process.wait(10)  # one that waits for a hung driver can't be killed
         seconds = time.monotonic() - start
         status = "stopped" if code is None else "ok" if code == 0 else "failed"
-        self.results.append(Result(step.name, status, seconds, last_line(log), str(log)))
-        print(f"   {status} after {seconds:.1f} s: {last_line(log)}", flush=True)
+        detail = last_line(log)
+        if status == "ok" and not re.search(step.says, log.read_text(errors="replace")):
+            status, detail = "failed", f"nothing was done: {detail}"
+        self.results.append(Result(step.name, status, seconds, detail, str(log)))
+        print(f"   {status} after {seconds:.1f} s: {detail}", flush=True)
         return self.results[-1]

@@ -1,6 +1,7 @@
 """scripts/gpu_check as far as it goes without a GPU: its dry run, and steps that go wrong."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from gpu import build, main, prebuilt, suites, tools  # noqa: E402
 from gpu.plan import Runner, Step  # noqa: E402
 
+DEVICE_TESTS = ROOT / "tests" / "device" / "CMakeLists.txt"
 NEEDS_GPU = {"python tests", "C++ tests", "benchmark", "compute-sanitizer memcheck"}
 
 
@@ -66,6 +68,9 @@ def test_steps_that_go_wrong(tmp_path):
     assert runner.run(python("wrong", "print('why'); raise SystemExit(3)")).status == "failed"
     assert runner.run(python("slow", "import time; time.sleep(60)", limit=0.5)).status == "stopped"
     assert runner.run(python("lacking", "", why_not="no tool")).detail == "no tool"
+    for text, status in (("3 skipped", "failed"), ("0 passed", "failed"), ("12 passed, 3 skipped", "ok")):
+        assert runner.run(python("tests", f"print({text!r})", says=main.PASSED)).status == status
+    assert runner.results.pop().detail == "12 passed, 3 skipped"
     runner.end = 0
     assert runner.run(python("late", "")).detail == "no time left"
     assert [r.detail for r in runner.results[:2]] == ["two", "why"]
@@ -272,3 +277,10 @@ def test_bars_are_in_the_last_table(tmp_path):
         "bar: b NOT MET 6.50x, asked: 7x",
         "bar: c not run not run: no time left, asked: 8x",
     ]
+
+
+def test_every_kernel_is_tested_on_the_device():
+    """tests/device compiles what tests/simt runs, but for the tests of the runner itself."""
+    simt = {file.name.removesuffix("_test.cpp") for file in (ROOT / "tests" / "simt").glob("*_test.cpp")}
+    listed = re.findall(r"^set\(tests(?:_sm90a)? (.*)\)", DEVICE_TESTS.read_text(), re.MULTILINE)
+    assert {name for line in listed for name in line.split()} == simt - {"async", "runner"}
