@@ -58,16 +58,10 @@ struct LinearRun {
   void delta(const LinearDeltaParams& p) const { launch.delta(p, stream); }
 };
 
-LinearLaunchers choose(const char* what, const LinearParams& p) {
-  if (p.map == FeatureMap::taylor2) {
-    refuse(what,
-           "feature_map must be 'elu1', 'relu', 'exp', 'identity' or 'sigmoid', got 'taylor2'; use one of those, "
-           "give features of your own with 'identity', or move the tensors to the CPU");
-  }
-  return by_type<LinearOf>(what, p.dtype);
+LinearLaunchers choose(const LinearParams& p) { return by_type<LinearOf>("linear attention", p.dtype); }
+LinearLaunchers choose(const LinearBackwardParams& b) {
+  return by_type<LinearOf>("linear attention backward", b.forward.dtype);
 }
-LinearLaunchers choose(const LinearParams& p) { return choose("linear attention", p); }
-LinearLaunchers choose(const LinearBackwardParams& b) { return choose("linear attention backward", b.forward); }
 
 struct PrefixPoolOf { template <DType kType> static constexpr Launcher<PrefixWork> of = launch_prefix_pool<kType>; };
 struct PrefixPoolBackwardOf {

@@ -9,17 +9,18 @@ namespace attn::cuda {
 
 // Segments are long enough for the memory of their states to be a share of the tokens' own, whatever the widths.
 inline ScanChunks linear_chunks(const LinearParams& p, int64_t tokens) {
-  return {p.cu, p.sequences, tokens, segment_tokens(p.dim * p.dim_v, 2 * p.dim + p.dim_v)};
+  return {p.cu, p.sequences, tokens, segment_tokens(feature_count(p.map, p.dim) * p.dim_v, 2 * p.dim + p.dim_v)};
 }
 
 // States of all segments, of queries or of keys.
 struct LinearStates {
-  float *s, *z;  // [slots, Hkv, D, Dv], [slots, Hkv, D]
+  float *s, *z;  // [slots, Hkv, F, Dv], [slots, Hkv, F]
 
   LinearStates(const LinearParams& p, ScratchPieces& pieces) {
     const int64_t n = linear_chunks(p, p.tq > p.tk ? p.tq : p.tk).slots() * p.heads_kv;
-    s = pieces.take(n * p.dim * p.dim_v);
-    z = pieces.take(n * p.dim);
+    const int64_t features = feature_count(p.map, p.dim);
+    s = pieces.take(n * features * p.dim_v);
+    z = pieces.take(n * features);
   }
 };
 inline int64_t linear_scratch(const LinearParams& p) {
@@ -40,9 +41,9 @@ struct LinearBackwardScratch {
       mass_term = pieces.take(p.batch * p.heads * p.tq);
     }
     if (p.causal || b.ds0) return;
-    const int64_t n = p.sequences * p.heads_kv;
-    s = pieces.take(n * p.dim * p.dim_v);
-    z = pieces.take(n * p.dim);
+    const int64_t n = p.sequences * p.heads_kv * feature_count(p.map, p.dim);
+    s = pieces.take(n * p.dim_v);
+    z = pieces.take(n);
   }
 };
 inline int64_t linear_backward_scratch(const LinearBackwardParams& b) {

@@ -10,6 +10,8 @@
 // where the last columns are the u and w of ScanProduct.
 #pragma once
 
+#include <cmath>
+
 #include "cuda/linear_scratch.h"
 #include "cuda/scan_params.h"
 #include "cuda/smxx/chunk_scan.h"
@@ -19,24 +21,36 @@ namespace attn::cuda {
 struct LinearSteps {
   const LinearParams& p;
   ScanChunks queries, keys;
+  int64_t features;
   int64_t group;  // query heads of a kv head
 
   explicit LinearSteps(const LinearParams& params)
-      : p(params), queries(linear_chunks(p, p.tq)), keys(linear_chunks(p, p.tk)),
+      : p(params), queries(linear_chunks(p, p.tq)), keys(linear_chunks(p, p.tk)), features(feature_count(p.map, p.dim)),
         group(p.heads_kv ? p.heads / p.heads_kv : 1) {}
 
   ScanRows rows(const View4& x, int64_t dim, int64_t heads, int64_t tokens) const {
-    return {x, dim, FeatureMap::identity, {nullptr, 0, 0}, nullptr, heads, tokens};
+    return {x, dim, dim, FeatureMap::identity, {nullptr, 0, 0}, nullptr, heads, tokens};
   }
+  ScanRows queries_alone() const { return rows(p.q, p.dim, p.heads, p.tq); }
+  ScanRows keys_alone() const {
+    ScanRows r = rows(p.k, p.dim, p.heads_kv, p.tk);
+    r.keep = p.key_mask;
+    return r;
+  }
+  // As operands of products with tokens: with taylor2 those have no features.
+  bool taylor2() const { return p.map == FeatureMap::taylor2; }
+  ScanRows inside_queries() const { return taylor2() ? queries_alone() : query_features(); }
+  ScanRows inside_keys() const { return taylor2() ? keys_alone() : key_features(); }
   ScanRows query_features() const {
-    ScanRows r = rows(p.q, p.dim, p.heads, p.tq);
+    ScanRows r = queries_alone();
     r.map = p.map;
+    r.dim = features;
     return r;
   }
   ScanRows key_features() const {
-    ScanRows r = rows(p.k, p.dim, p.heads_kv, p.tk);
+    ScanRows r = keys_alone();
     r.map = p.map;
-    r.keep = p.key_mask;
+    r.dim = features;
     return r;
   }
   ScanRows values() const {
@@ -46,10 +60,16 @@ struct LinearSteps {
   }
 
   StateView in_slots(const LinearStates& slots, bool transposed) const {
-    return {slots.s, slots.z, p.heads_kv, true, transposed};
+    return {slots.s, slots.z, p.heads_kv, true, transposed, transposed ? features : p.dim_v};
   }
   StateView in_tensors(const void* s, const void* z, bool transposed) const {
-    return {static_cast<const float*>(s), static_cast<const float*>(z), p.heads_kv, false, transposed};
+    return {static_cast<const float*>(s),   static_cast<const float*>(z), p.heads_kv, false, transposed,
+            transposed ? features : p.dim_v};
+  }
+
+  void set_weight(ScanProductParams& x, TokenWeight of_taylor2) const {
+    x.weight = taylor2() ? of_taylor2 : TokenWeight::product;
+    x.inverse_root = p.dim > 0 ? static_cast<float>(1 / std::sqrt(static_cast<double>(p.dim))) : 0;
   }
 
   // Sums over everything, from (s0, z0) to (s, z); in slots, if causal, those before (after) every segment.
@@ -60,8 +80,8 @@ struct LinearSteps {
       run.scan(ChunkScanParams{segments, p.heads_kv, size, parts, static_cast<const float*>(first),
                                static_cast<float*>(last), size, p.causal, reverse});
     };
-    part(p.dim * p.dim_v, slots.s, s0, s);
-    part(p.dim, slots.z, z0, z);
+    part(features * p.dim_v, slots.s, s0, s);
+    part(features, slots.z, z0, z);
   }
   template <class Run> void sum_keys(Run& run, const LinearStates& slots, void* s, void* z) const {
     run.sums(SegmentSumsParams{keys, key_features(), values(), p.heads_kv, 1, true, nullptr, slots.s, slots.z});
@@ -80,8 +100,10 @@ template <class Run> void linear_forward_steps(const LinearParams& p, float* scr
   x.share = steps.group;
   x.inside = p.causal;
   x.a = steps.query_features();
-  x.b = steps.key_features();
+  x.inside_a = steps.inside_queries();
+  x.b = steps.inside_keys();
   x.c = steps.values();
+  steps.set_weight(x, TokenWeight::taylor2);
   x.state = p.causal ? steps.in_slots(slots, false) : steps.in_tensors(p.s, p.z, false);
   x.term = p.normalize ? StateTerm::mass : StateTerm::none;
   x.normalize = p.normalize;
@@ -112,9 +134,11 @@ template <class Run> void linear_backward_steps(const LinearBackwardParams& b, f
   x.heads = p.heads;
   x.share = steps.group;
   x.tokens = p.tq;
-  x.a = gradients;
+  x.a = x.inside_a = gradients;
   x.b = steps.values();
-  x.c = steps.key_features();
+  x.c = x.slope_b = steps.inside_keys();
+  x.slope_a = steps.inside_queries();
+  steps.set_weight(x, TokenWeight::slope);
   x.row_term = at.mass_term;
   x.term = p.normalize ? StateTerm::row : StateTerm::none;
   x.at = steps.query_features();
@@ -136,9 +160,10 @@ template <class Run> void linear_backward_steps(const LinearBackwardParams& b, f
   x.segments = steps.keys;
   x.heads = p.heads_kv;
   x.many = x.reverse = true;
-  x.a = steps.values();
+  x.a = x.inside_a = steps.values();
   x.b = gradients;
-  x.c = steps.query_features();
+  x.c = x.slope_b = steps.inside_queries();
+  x.slope_a = steps.inside_keys();
   x.row_term = nullptr;
   x.token_term = at.mass_term;
   x.term = StateTerm::one;
@@ -147,11 +172,14 @@ template <class Run> void linear_backward_steps(const LinearBackwardParams& b, f
   x.out = b.dk;
   run.product(x);
   x.a = steps.key_features();
-  x.b = steps.query_features();
+  x.inside_a = steps.inside_keys();
+  x.b = steps.inside_queries();
   x.c = gradients;
+  steps.set_weight(x, TokenWeight::taylor2);
   x.token_term = nullptr;
   x.term = StateTerm::none;
   x.state.transposed = false;
+  x.state.outer = p.dim_v;
   x.at = steps.values();
   x.at.x.data = nullptr;  // no feature map
   x.out = b.dv;

@@ -9,10 +9,10 @@ namespace attn::cuda {
 // Rows as operands of a product.
 struct ScanRows {
   View4 x;
-  int64_t dim;
-  FeatureMap map;      // identity: as they are; works element by element
-  MaskView keep;       // rows that aren't kept count as zeros and are not read
-  const float* scale;  // null, or [B, heads, tokens]: what the mapped row is multiplied by
+  int64_t elements, dim;  // of a row of x; of the operand, which taylor2 has more of
+  FeatureMap map;         // identity: as they are
+  MaskView keep;          // rows that aren't kept count as zeros and are not read
+  const float* scale;     // null, or [B, heads, tokens]: what the mapped row is multiplied by
   int64_t heads, tokens;
 };
 
@@ -33,6 +33,7 @@ struct StateView {
   int64_t heads;
   bool by_segment;  // otherwise by sequence
   bool transposed;  // s is [outer, inner]
+  int64_t outer;
 };
 
 enum class StateTerm : int32_t {
@@ -40,6 +41,13 @@ enum class StateTerm : int32_t {
   mass,  // z takes part in the mass
   row,   // u_i z
   one,   // z
+};
+
+// What a token counts for, given a product p = a_i . b_j of rows of features or, with taylor2, of the tensors' own.
+enum class TokenWeight : int32_t {
+  product,  // p + u_i + w_j
+  taylor2,  // 1 + y + y^2 / 2 with y = p / sqrt(D)
+  slope,    // of taylor2: (p + u_i + w_j) (1 + y) / sqrt(D), where y is of a product of its own
 };
 
 // See sm80/scan_product.h.
@@ -52,6 +60,10 @@ struct ScanProductParams {
   bool inside;   // tokens of the row's own segment are seen up to the row; otherwise there is only the state
   bool reverse;  // from the row on
   ScanRows a, b, c;
+  ScanRows inside_a;  // in place of a for tokens
+  TokenWeight weight;
+  ScanRows slope_a, slope_b;  // of y, if weight is slope
+  float inverse_root;         // 1 / sqrt(D)
   StateView state;
   StateTerm term;
   const float *row_term, *token_term;  // null, or [B, heads, tokens]

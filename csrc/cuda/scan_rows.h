@@ -5,6 +5,7 @@
 #include "attn/softmax.h"
 #include "cuda/scan_params.h"
 #include "cuda/seam.h"
+#include "cuda/taylor2.h"
 
 namespace attn::cuda {
 
@@ -70,9 +71,22 @@ template <class T> ATTN_DEVICE void read8(const T* x, int64_t n, bool aligned, f
   }
 }
 
+// n features from the first one on, n <= 8, zeros after.
+template <class T> ATTN_DEVICE void taylor8(const T* x, int64_t dim, int64_t feature, int64_t n, float (&y)[8]) {
+  const Taylor2 map(dim);
+  const auto element = [&](int64_t i) { return i == 0 ? 1.0f : seam::to_float(x[i - 1]); };
+  Taylor2::Place at = map.find(feature);
+  ATTN_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    if (i >= n) continue;
+    y[i] = element(at.a) * element(at.b) * map.scale(at);
+    map.next(at);
+  }
+}
+
 // The block's kThreads put rows token .. token + count of `rows`, elements column .., into a 64 x 64 tile, zeros past
-// both ends. Is all that the calling thread has put finite?
-template <class T, int kThreads, class Tile>
+// both ends. Is all that the calling thread has put finite? kTaylor: the map may be taylor2.
+template <class T, int kThreads, bool kTaylor, class Tile>
 ATTN_DEVICE bool load_scan_rows(Tile& to, const ScanRows& rows, int64_t batch, int64_t head, int64_t token,
                                 int64_t count, int64_t column) {
   const bool aligned = eights_aligned<T>(rows.x);
@@ -83,8 +97,13 @@ ATTN_DEVICE bool load_scan_rows(Tile& to, const ScanRows& rows, int64_t batch, i
     const int64_t from = column + 8 * chunk, left = rows.dim - from, n = left < 0 ? 0 : left < 8 ? left : 8;
     float y[8] = {};
     if (row < count && n > 0 && row_kept(rows.keep, batch, token + row)) {
-      read8(scan_row<const T>(rows.x, batch, head, token + row) + from, n, aligned, y);
-      map_features(rows.map, y);
+      const T* x = scan_row<const T>(rows.x, batch, head, token + row);
+      if (kTaylor && rows.map == FeatureMap::taylor2) {
+        taylor8(x, rows.elements, from, n, y);
+      } else {
+        read8(x + from, n, aligned, y);
+        map_features(rows.map, y);
+      }
       const float scale = rows.scale ? rows.scale[(batch * rows.heads + head) * rows.tokens + token + row] : 1.0f;
       ATTN_UNROLL
       for (int j = 0; j < 8; ++j) {

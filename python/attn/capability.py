@@ -115,13 +115,6 @@ def _at_most(most: int, facts: Facts) -> str | None:
     return f"supports head dimensions up to {most}, got {given}; move the tensors to the CPU"
 
 
-def _cuda_feature_map(facts: Facts) -> str | None:
-    """Feature maps that work element by element: not "taylor2"."""
-    if facts.get("feature_map") != "taylor2":
-        return None
-    return "supports feature maps elu1, relu, exp, identity, sigmoid; got taylor2; move the tensors to CPU"
-
-
 # Functions with CUDA kernels; add a row here with the kernel.
 _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "attention": (_cuda_head_dim,),
@@ -132,11 +125,12 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "hip_attention": (_cuda_head_dim,),
     "hip_select": (_cuda_head_dim,),
     "s2_attention": (_cuda_head_dim,),
-    "linear_attention": (_cuda_feature_map,),
+    "linear_attention": (),
     "merge_states": (),
     "prefix_softmax_pool": (),
     "axis_gate": (),
     "query_pool": (),
+    "random_feature_attention": (),
     "topk_nodes": (),
     "segment_pool": (),
     "tap_pool": (),

@@ -40,6 +40,22 @@ inline double slope(FeatureMap map, double x) {
   }
 }
 
+// Features of a row.
+inline std::vector<double> features(FeatureMap map, const std::vector<double>& x) {
+  if (map != FeatureMap::taylor2) {
+    std::vector<double> y;
+    for (double e : x) y.push_back(phi(map, e));
+    return y;
+  }
+  const double d = static_cast<double>(x.size());
+  std::vector<double> y = {1};
+  for (double e : x) y.push_back(e * std::pow(d, -0.25));
+  for (size_t a = 0; a < x.size(); ++a) {
+    for (size_t b = a; b < x.size(); ++b) y.push_back(x[a] * x[b] / std::sqrt(a == b ? 2 * d : d));
+  }
+  return y;
+}
+
 // A sum and the sum of magnitudes.
 struct Sum {
   double value = 0, size = 0;
@@ -53,6 +69,26 @@ struct Sum {
     size *= std::fabs(x);
   }
 };
+
+// The gradient of a row from that of its features.
+inline std::vector<Sum> pull_back(FeatureMap map, const std::vector<double>& x, const Sum* dphi) {
+  std::vector<Sum> dx(x.size());
+  const auto add = [&](size_t i, const Sum& d, double by) { dx[i].add(d.value * by, d.size * std::fabs(by)); };
+  if (map != FeatureMap::taylor2) {
+    for (size_t i = 0; i < x.size(); ++i) add(i, dphi[i], slope(map, x[i]));
+    return dx;
+  }
+  const double d = static_cast<double>(x.size());
+  ++dphi;
+  for (size_t i = 0; i < x.size(); ++i) add(i, *dphi++, std::pow(d, -0.25));
+  for (size_t a = 0; a < x.size(); ++a) {
+    for (size_t b = a; b < x.size(); ++b, ++dphi) {
+      add(a, *dphi, x[b] / std::sqrt(a == b ? 2 * d : d));
+      add(b, *dphi, x[a] / std::sqrt(a == b ? 2 * d : d));
+    }
+  }
+  return dx;
+}
 
 // [batch, token, head, features + gap], seen as [batch, head, token, features].
 template <class E> struct Rows {
@@ -113,7 +149,7 @@ template <class E> struct Case {
     fill(k, shift, true);
     fill(v, 0, true);
     fill(dout, 0, false);
-    const int64_t states = sequences() * o.heads_kv * o.dim;
+    const int64_t states = sequences() * o.heads_kv * feature_count(o.map, o.dim);
     const auto numbers = [&](std::vector<Stat>& x, int64_t n, bool positive) {
       x.resize(n);
       for (auto& y : x) y = static_cast<Stat>(positive ? 5 * std::fabs(normal(random)) : normal(random));
@@ -187,11 +223,20 @@ template <class E> struct Case {
   void check(int64_t n, int64_t head_kv) {
     const int64_t b = o.cu.empty() ? n : 0, first = o.cu.empty() ? 0 : o.cu[n];
     const int64_t queries = o.cu.empty() ? o.tq : o.cu[n + 1] - first, keys = o.cu.empty() ? o.tk : queries;
-    const int64_t group = o.heads / o.heads_kv, state = (n * o.heads_kv + head_kv) * o.dim, dim = o.dim,
-                  dim_v = o.dim_v;
-    const auto fk = [&](int64_t j, int64_t f) {
-      return kept(b, first + j) ? phi(o.map, k.get(b, head_kv, first + j, f)) : 0;
+    const int64_t group = o.heads / o.heads_kv, dim = feature_count(o.map, o.dim), dim_v = o.dim_v;
+    const int64_t state = (n * o.heads_kv + head_kv) * dim;
+    const auto row = [&](const Rows<E>& x, int64_t head, int64_t i) {
+      std::vector<double> y;
+      for (int64_t f = 0; f < o.dim; ++f) y.push_back(x.get(b, head, first + i, f));
+      return y;
     };
+    std::vector<double> all_fk;
+    for (int64_t j = 0; j < keys; ++j) {
+      auto y = features(o.map, row(k, head_kv, j));
+      if (!kept(b, first + j)) y.assign(y.size(), 0);
+      all_fk.insert(all_fk.end(), y.begin(), y.end());
+    }
+    const auto fk = [&](int64_t j, int64_t f) { return all_fk[j * dim + f]; };
     const auto value = [&](int64_t j, int64_t x) { return kept(b, first + j) ? v.get(b, head_kv, first + j, x) : 0; };
     const auto start = [&](int64_t f, int64_t x) { return o.states ? double(s0[(state + f) * dim_v + x]) : 0; };
     const auto start_z = [&](int64_t f) { return o.states ? double(z0[state + f]) : 0; };
@@ -213,8 +258,9 @@ template <class E> struct Case {
     for (int64_t h = head_kv * group; h < (head_kv + 1) * group; ++h) {
       for (int64_t i = 0; i < queries; ++i) {
         const int64_t seen = o.causal ? i + 1 : keys;
-        std::vector<double> fq(dim), weight(seen), weight_size(seen);
-        for (int64_t f = 0; f < dim; ++f) fq[f] = phi(o.map, q.get(b, h, first + i, f));
+        const std::vector<double> fq = features(o.map, row(q, h, i));
+        std::vector<double> weight(seen), weight_size(seen);
+        std::vector<Sum> dphi_q(dim);
         Sum m;
         std::vector<Sum> number(dim_v);
         for (int64_t f = 0; f < dim; ++f) {
@@ -249,7 +295,7 @@ template <class E> struct Case {
           if (o.normalize) dm.add(-d * number[x].value, std::fabs(d) * (1 + relative) * number[x].size);
         }
         for (int64_t f = 0; f < dim; ++f) {
-          Sum dphi;
+          Sum& dphi = dphi_q[f];
           for (int64_t x = 0; x < dim_v; ++x) {
             dphi.add(dn[x].value * start(f, x), dn[x].size * std::fabs(start(f, x)));
             dstart[f * dim_v + x].add(fq[f] * dn[x].value, std::fabs(fq[f]) * dn[x].size);
@@ -262,9 +308,10 @@ template <class E> struct Case {
             dphi.add(dw.value * fk(j, f), dw.size * std::fabs(fk(j, f)));
             dphi_k[j * dim + f].add(dw.value * fq[f], dw.size * std::fabs(fq[f]));
           }
-          dphi.scale(slope(o.map, q.get(b, h, first + i, f)));
-          if (backward_) expect(dq.get(b, h, first + i, f), dphi, "dq", h, first + i, f);
         }
+        const std::vector<Sum> dx = pull_back(o.map, row(q, h, i), dphi_q.data());
+        for (int64_t f = 0; backward_ && f < o.dim; ++f)
+          expect(dq.get(b, h, first + i, f), dx[f], "dq", h, first + i, f);
         for (int64_t j = 0; j < seen; ++j) {
           for (int64_t x = 0; x < dim_v; ++x) {
             dvalue[j * dim_v + x].add(weight[j] * dn[x].value, weight_size[j] * dn[x].size);
@@ -274,9 +321,9 @@ template <class E> struct Case {
     }
     for (int64_t j = 0; backward_ && j < keys; ++j) {
       const bool keep = kept(b, first + j);
-      for (int64_t f = 0; f < dim; ++f) {
-        Sum d = dphi_k[j * dim + f];
-        d.scale(keep ? slope(o.map, k.get(b, head_kv, first + j, f)) : 0);
+      const std::vector<Sum> dx = pull_back(o.map, row(k, head_kv, j), &dphi_k[j * dim]);
+      for (int64_t f = 0; f < o.dim; ++f) {
+        Sum d = keep ? dx[f] : Sum{};
         expect(dk.get(b, head_kv, first + j, f), d, "dk", head_kv, first + j, f);
       }
       for (int64_t x = 0; x < dim_v; ++x) {
@@ -339,6 +386,11 @@ inline std::vector<Options> cases() {
   for (M map : {M::relu, M::exp, M::identity, M::sigmoid}) {
     add({.heads = 1, .tq = 80, .tk = 80, .dim = 10, .dim_v = 6, .map = map});
   }
+  add({.heads = 2, .tq = 80, .tk = 80, .dim = 12, .dim_v = 6, .map = M::taylor2, .masked = true});
+  add({.heads = 1, .tq = 300, .tk = 300, .dim = 5, .dim_v = 7, .map = M::taylor2, .cu = {0, 270, 270, 290}});
+  add({.heads = 1, .tq = 5, .tk = 5, .dim = 66, .dim_v = 3, .map = M::taylor2});
+  add({.tq = 70, .tk = 70, .dim = 3, .map = M::taylor2, .states = true, .gap = 0});
+  add({.tq = 70, .tk = 70, .dim = 3, .map = M::taylor2, .normalize = false});
   add({.tq = 80, .tk = 80, .map = M::identity, .normalize = false, .states = true});
   all.push_back({.heads = 2, .tq = 33, .tk = 300, .causal = false, .states = true});
   all.push_back({.heads = 2, .tq = 300, .tk = 5, .causal = false});

@@ -280,10 +280,20 @@ def test_linear_attention(tokens, dim, dim_v, causal, dtype):
     cu = torch.tensor([0, 50, 50, tokens - 3], dtype=torch.int32)
     for options in (
         {"feature_map": "sigmoid"},
+        {"feature_map": "taylor2"} if dim < 100 else {"feature_map": "relu"},
         {"cu_seqlens": cu},
         {"key_mask": torch.rand(1, tokens) < 0.7},
     ):
         same_as_on_cpu(attn.linear_attention, on_cpu, causal=causal, **options)
+
+
+@pytest.mark.parametrize("kind", ["performer", "relu"])
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_random_feature_attention(dtype, kind):
+    on_cpu = [torch.randn(1, 2, 300, 32).to(dtype) for _ in range(3)]
+    omega = attn.draw_omega(48, 32, generator=torch.Generator().manual_seed(2))
+    options = {"omega": omega, "causal": True, "kind": kind}
+    same_as_on_cpu(attn.random_feature_attention, on_cpu, **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])

@@ -18,9 +18,15 @@ template <> struct DeviceElement<F16> { using type = seam::F16; };
 
 template <class T> struct Run {
   simt::Order order = simt::Order::forward;
-  void sums(const cuda::SegmentSumsParams& p) const { simt::launch<cuda::SegmentSums<T>>(p, order); }
+  void sums(const cuda::SegmentSumsParams& p) const {
+    if (p.b.map == FeatureMap::taylor2) simt::launch<cuda::SegmentSums<T, true>>(p, order);
+    else simt::launch<cuda::SegmentSums<T, false>>(p, order);
+  }
   void scan(const cuda::ChunkScanParams& p) const { simt::launch<cuda::ChunkScan>(p, order); }
-  void product(const cuda::ScanProductParams& p) const { simt::launch<cuda::ScanProduct<T>>(p, order); }
+  void product(const cuda::ScanProductParams& p) const {
+    if (p.weight == cuda::TokenWeight::product) simt::launch<cuda::ScanProduct<T, false>>(p, order);
+    else simt::launch<cuda::ScanProduct<T, true>>(p, order);
+  }
   void delta(const cuda::LinearDeltaParams& p) const {
     simt::launch<cuda::LinearDelta<T, cuda::ScanTile<T>>>(p, order);
   }

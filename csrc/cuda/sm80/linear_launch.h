@@ -9,11 +9,15 @@
 namespace attn::cuda {
 
 template <DType kType> void launch_segment_sums(const SegmentSumsParams& p, Stream stream) {
-  launch<SegmentSums<Element<kType>>>("linear attention, sums of segments", p, stream);
+  constexpr const char* what = "linear attention, sums of segments";
+  if (p.b.map == FeatureMap::taylor2) launch<SegmentSums<Element<kType>, true>>(what, p, stream);
+  else launch<SegmentSums<Element<kType>, false>>(what, p, stream);
 }
 
 template <DType kType> void launch_scan_product(const ScanProductParams& p, Stream stream) {
-  launch<ScanProduct<Element<kType>>>("linear attention, rows", p, stream);
+  constexpr const char* what = "linear attention, rows";
+  if (p.weight == TokenWeight::product) launch<ScanProduct<Element<kType>, false>>(what, p, stream);
+  else launch<ScanProduct<Element<kType>, true>>(what, p, stream);
 }
 
 template <DType kType> void launch_linear_delta(const LinearDeltaParams& p, Stream stream) {

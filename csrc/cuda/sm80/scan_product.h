@@ -10,7 +10,10 @@
 // are computed anew for each 64 columns. Inside a segment the work is quadratic, which costs less than the memory of
 // more states would. Products on tensor cores from sm_80 on.
 //
-// Shared memory, of a block: 3 tiles, 25 KiB for bf16 and 49 KiB otherwise.
+// With taylor2 the features are for sums over other segments only: inside a segment 1 + y + y^2 / 2 costs less than
+// their product. A gradient by features becomes one by elements before tokens are added.
+//
+// Shared memory, of a block: 3 tiles, 25 KiB for bf16 and 49 KiB otherwise; with taylor2 34 KiB more.
 #pragma once
 
 #include "cuda/grid.h"
@@ -21,7 +24,14 @@
 
 namespace attn::cuda {
 
-template <class T> struct ScanProduct {
+// With taylor2, of the rows of a warp at a time.
+struct TaylorSums {
+  float dphi[kScanTile][kScanTile + 1], dx[kScanTile][kScanTile + 1];
+  bool there[kScanTile];  // is there a token?
+};
+struct NoTaylorSums {};
+
+template <class T, bool kTaylor> struct ScanProduct {
   static constexpr int kThreads = 128, kWarps = kThreads / 32;
   static_assert(16 * kWarps == kScanTile);
   using Params = ScanProductParams;
@@ -30,6 +40,7 @@ template <class T> struct ScanProduct {
     Tile a, b, c;
     float z[kScanTile], term[kScanTile];
     int32_t found[kWarps];
+    std::conditional_t<kTaylor, TaylorSums, NoTaylorSums> taylor;
   };
   // The block's rows.
   struct Place {
@@ -53,18 +64,18 @@ template <class T> struct ScanProduct {
     return x.count > 0;
   }
 
-  ATTN_DEVICE static void load_a(const Params& p, const Place& x, int64_t inner, Shared& shared) {
-    load_scan_rows<T, kThreads>(shared.a, p.a, x.at.batch, x.head, x.token(), x.count, inner);
+  ATTN_DEVICE static void load_a(const ScanRows& a, const Place& x, int64_t inner, Shared& shared) {
+    load_scan_rows<T, kThreads, kTaylor>(shared.a, a, x.at.batch, x.head, x.token(), x.count, inner);
   }
 
   // Elements [inner, column] of the state, 64 x 64, into c.
   ATTN_DEVICE static void load_state(const Params& p, const Place& x, int64_t inner, Shared& shared) {
     const StateView& v = p.state;
     const int64_t index = (v.by_segment ? x.at.slot : x.at.sequence) * v.heads + x.state_head;
-    const float* s = v.s + index * p.a.dim * p.c.dim;
+    const float* s = v.s + index * p.a.dim * v.outer;
     // Rows of s, in the order in which they lie.
     const int64_t first = v.transposed ? x.column : inner, across = v.transposed ? inner : x.column;
-    const int64_t rows = v.transposed ? p.c.dim : p.a.dim, columns = v.transposed ? p.a.dim : p.c.dim;
+    const int64_t rows = v.transposed ? v.outer : p.a.dim, columns = v.transposed ? p.a.dim : v.outer;
     ATTN_ROLLED
     for (int i = seam::thread(); i < kScanTile * kScanTile; i += kThreads) {
       const int row = i / kScanTile, column = i % kScanTile;
@@ -85,7 +96,7 @@ template <class T> struct ScanProduct {
     ATTN_ROLLED
     for (int64_t inner = 0; inner < p.a.dim; inner += kScanTile) {
       if (inner > 0) seam::sync_block();
-      load_a(p, x, inner, shared);
+      load_a(p.a, x, inner, shared);
       load_state(p, x, inner, shared);
       seam::sync_block();
       add_product_and_vector(sums, own, shared.a, 16 * seam::warp(), shared.c, shared.z);
@@ -97,16 +108,65 @@ template <class T> struct ScanProduct {
   // u_i z of the columns.
   ATTN_DEVICE static void add_term(const Params& p, const Place& x, const float (&u)[2], TileSums& sums) {
     const StateView& v = p.state;
-    const float* z = v.z + ((v.by_segment ? x.at.slot : x.at.sequence) * v.heads + x.state_head) * p.c.dim;
+    const float* z = v.z + ((v.by_segment ? x.at.slot : x.at.sequence) * v.heads + x.state_head) * v.outer;
     ATTN_UNROLL
     for (int n = 0; n < kScanTile / 8; ++n) {
       ATTN_UNROLL
       for (int c = 0; c < 2; ++c) {
         const int64_t column = x.column + sums_column(n, c);
-        const float y = column < p.c.dim ? z[column] : 0;
+        const float y = column < v.outer ? z[column] : 0;
         ATTN_UNROLL
         for (int i = 0; i < 2; ++i) sums[n][2 * i + c] += (p.term == StateTerm::one ? 1.0f : u[i]) * y;
       }
+    }
+  }
+
+  // What the state adds to sums over features, pulled back to the elements of the columns.
+  ATTN_DEVICE static void take_state_slope(const Params& p, const Place& x, const float (&u)[2], Shared& shared,
+                                           TileSums& sums) {
+    auto& [dphi, dx, there] = shared.taylor;
+    const int row = 16 * seam::warp() + seam::lane() / 2, half = seam::lane() % 2;  // a lane has every other element
+    ATTN_ROLLED
+    for (int i = half; i < kScanTile; i += 2) dx[row][i] = 0;
+    Place y = x;
+    ATTN_ROLLED
+    for (y.column = 0; y.column < p.state.outer; y.column += kScanTile) {
+      if (y.column > 0) seam::sync_block();
+      clear_sums(sums);
+      float mass[2];
+      take_state(p, y, shared, sums, mass);
+      if (p.term != StateTerm::none) add_term(p, y, u, sums);
+      for_sums([&](int n, int e, int r, int column) { dphi[r][column] = sums[n][e]; });
+      seam::sync_warp();
+      if (row < x.count) pull_back(p, x, y.column, dphi[row], dx[row], row, half);
+      seam::sync_warp();
+    }
+    for_sums([&](int n, int e, int r, int column) { sums[n][e] = dx[r][column]; });
+  }
+  // f(n, e, row, column) for the calling thread's sums.
+  template <class F> ATTN_DEVICE static void for_sums(F&& f) {
+    ATTN_UNROLL
+    for (int n = 0; n < kScanTile / 8; ++n) {
+      ATTN_UNROLL
+      for (int e = 0; e < 4; ++e) f(n, e, sums_row(16 * seam::warp(), e / 2), sums_column(n, e % 2));
+    }
+  }
+  ATTN_DEVICE static void pull_back(const Params& p, const Place& x, int64_t feature, const float* dphi, float* dx,
+                                    int row, int half) {
+    const T* elements = scan_row<const T>(p.at.x, x.at.batch, x.head, x.token() + row);
+    const Taylor2 map(p.at.elements);
+    const auto element = [&](int64_t i) { return i == 0 ? 1.0f : seam::to_float(elements[i - 1]); };
+    const auto add = [&](int64_t i, float d) {
+      const int64_t to = i - 1 - x.column;
+      if (i > 0 && to >= 0 && to < kScanTile && to % 2 == half) dx[to] += d;
+    };
+    Taylor2::Place at = map.find(feature);
+    ATTN_ROLLED
+    for (int i = 0; i < kScanTile && feature + i < p.state.outer; ++i) {
+      const float d = dphi[i] * map.scale(at);
+      add(at.a, d * element(at.b));
+      add(at.b, d * element(at.a));
+      map.next(at);
     }
   }
 
@@ -139,40 +199,59 @@ template <class T> struct ScanProduct {
 
   ATTN_DEVICE static bool seen(const Params& p, int row, int token) { return p.reverse ? token >= row : token <= row; }
 
-  // The tokens from `first` of a head of b and c.
-  ATTN_DEVICE static void take_tokens(const Params& p, const Place& x, int64_t head, int64_t first, const float (&u)[2],
-                                      Shared& shared, TileSums& sums, float (&mass)[2]) {
-    const bool diagonal = first == x.first;
+  // scores += a_i . b_j for the tokens from `first` of a head of b. kWithC: the columns of c as well, and what else the
+  // tokens count for.
+  template <bool kWithC>
+  ATTN_DEVICE static void add_scores(const Params& p, const Place& x, const ScanRows& a, const ScanRows& b,
+                                     int64_t head, int64_t first, Shared& shared, TileSums& scores) {
     const int64_t left = x.at.end - first, token = x.at.token + first, batch = x.at.batch;
-    TileSums scores;
-    clear_sums(scores);
     ATTN_ROLLED
-    for (int64_t inner = 0; inner < p.a.dim; inner += kScanTile) {
+    for (int64_t inner = 0; inner == 0 || inner < a.dim; inner += kScanTile) {
       seam::sync_block();
-      if (p.a.dim > kScanTile) load_a(p, x, inner, shared);  // otherwise there since take_state
-      load_scan_rows<T, kThreads>(shared.b, p.b, batch, head, token, left, inner);
-      if (inner + kScanTile >= p.a.dim) {
-        const bool finite = load_scan_rows<T, kThreads>(shared.c, p.c, batch, head, token, left, x.column);
+      if (kTaylor || a.dim > kScanTile) load_a(a, x, inner, shared);  // otherwise there since take_state
+      load_scan_rows<T, kThreads, false>(shared.b, b, batch, head, token, left, inner);
+      if (kWithC && inner + kScanTile >= a.dim) {
+        const bool finite = load_scan_rows<T, kThreads, kTaylor>(shared.c, p.c, batch, head, token, left, x.column);
         const bool found = seam::any(!finite);
         if (seam::lane() == 0) shared.found[seam::warp()] = found;
         if (const int r = seam::thread(); r < kScanTile) {
           const int64_t heads = p.many ? p.heads * p.share : p.heads;
           shared.term[r] = p.token_term && r < left ? p.token_term[(batch * heads + head) * p.tokens + token + r] : 0;
+          if constexpr (kTaylor) shared.taylor.there[r] = r < left && row_kept(b.keep, batch, token + r);
         }
       }
       seam::sync_block();
       add_product_with_rows(scores, shared.a, 16 * seam::warp(), shared.b);
     }
-    ATTN_UNROLL
-    for (int n = 0; n < kScanTile / 8; ++n) {
-      ATTN_UNROLL
-      for (int e = 0; e < 4; ++e) {
-        const int row = sums_row(16 * seam::warp(), e / 2), j = sums_column(n, e % 2);
-        scores[n][e] += u[e / 2] + shared.term[j];
-        if (diagonal && !seen(p, row, j)) scores[n][e] = 0;
-        mass[e / 2] += scores[n][e];
-      }
+  }
+
+  // The tokens from `first` of a head of b and c.
+  ATTN_DEVICE static void take_tokens(const Params& p, const Place& x, int64_t head, int64_t first, const float (&u)[2],
+                                      Shared& shared, TileSums& sums, float (&mass)[2]) {
+    const bool diagonal = first == x.first;
+    TileSums scores, slopes;
+    if constexpr (kTaylor) {
+      clear_sums(slopes);
+      if (p.weight == TokenWeight::slope) add_scores<false>(p, x, p.slope_a, p.slope_b, head, first, shared, slopes);
     }
+    clear_sums(scores);
+    add_scores<true>(p, x, kTaylor ? p.inside_a : p.a, p.b, head, first, shared, scores);
+    for_sums([&](int n, int e, int row, int j) {
+      float w = scores[n][e];
+      if (kTaylor && p.weight == TokenWeight::taylor2) {
+        const float y = w * p.inverse_root;
+        w = 1 + y + y * y / 2;
+      } else {
+        w += u[e / 2] + shared.term[j];
+      }
+      if constexpr (kTaylor) {
+        if (p.weight == TokenWeight::slope) w *= (1 + slopes[n][e] * p.inverse_root) * p.inverse_root;
+        if (!shared.taylor.there[j]) w = 0;
+      }
+      if (diagonal && !seen(p, row, j)) w = 0;
+      scores[n][e] = w;
+      mass[e / 2] += w;
+    });
     const bool scan = diagonal && any_found(shared.found);
     if (scan) take_out_not_finite(shared);
     add_product_of_sums(sums, scores, shared.c);
@@ -225,9 +304,15 @@ template <class T> struct ScanProduct {
         if (r < x.count) u[i] = p.row_term[(x.at.batch * p.heads + x.head) * p.tokens + x.token() + r];
       }
     }
-    take_state(p, x, shared, sums, mass);
-    if (p.term == StateTerm::row || p.term == StateTerm::one) add_term(p, x, u, sums);
-    if (p.inside && p.a.dim > 0) {
+    const bool slope = kTaylor && p.weight == TokenWeight::slope;
+    if constexpr (kTaylor) {
+      if (slope) take_state_slope(p, x, u, shared, sums);
+    }
+    if (!slope) {
+      take_state(p, x, shared, sums, mass);
+      if (p.term == StateTerm::row || p.term == StateTerm::one) add_term(p, x, u, sums);
+    }
+    if (p.inside && (kTaylor || p.a.dim > 0)) {
       const int64_t begin = p.reverse ? x.first : x.at.begin, end = p.reverse ? x.at.end : x.first + x.count;
       const int64_t head = p.many ? x.head * p.share : x.head / p.share, heads = p.many ? p.share : 1;
       ATTN_ROLLED

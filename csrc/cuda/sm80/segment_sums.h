@@ -11,7 +11,7 @@
 
 namespace attn::cuda {
 
-template <class T> struct SegmentSums {
+template <class T, bool kTaylor> struct SegmentSums {
   static constexpr int kThreads = 128;
   using Params = SegmentSumsParams;
   using Tile = ScanTile<T>;
@@ -37,8 +37,8 @@ template <class T> struct SegmentSums {
       for (int64_t i = at.begin; i < at.end; i += kScanTile) {
         const int64_t token = at.token + i, left = at.end - i;
         seam::sync_block();  // the tiles before are done with
-        load_scan_rows<T, kThreads>(shared.b, p.b, at.batch, h, token, left, row);
-        load_scan_rows<T, kThreads>(shared.c, p.c, at.batch, h, token, left, column);
+        load_scan_rows<T, kThreads, kTaylor>(shared.b, p.b, at.batch, h, token, left, row);
+        load_scan_rows<T, kThreads, kTaylor>(shared.c, p.c, at.batch, h, token, left, column);
         if (const int r = seam::thread(); r < kScanTile) {
           float weight = p.weighted ? 1 : 0;
           if (p.weight)

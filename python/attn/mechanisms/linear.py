@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .._autograd import Function, call
-from ..capability import require_backend
 from . import arguments as check
 from . import scan_arguments as scan
 
@@ -115,8 +114,6 @@ def linear_attention(
     the form with one normaliser, whose weights are positive.
     """
     q, k, v = check.query_key_value("linear_attention", q, k, v)
-    if feature_map == "taylor2":
-        require_backend("linear_attention", q, feature_map=feature_map)
     options = (
         check.one_of("feature_map", feature_map, FEATURE_MAPS),
         check.flag("causal", causal),
