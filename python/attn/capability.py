@@ -117,6 +117,7 @@ def _at_most(most: int, facts: Facts) -> str | None:
 
 # Functions with CUDA kernels; add a row here with the kernel.
 _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
+    "agent_attention": (_cuda_head_dim,),
     "attention": (_cuda_head_dim,),
     "block_sparse_attention": (_cuda_head_dim,),
     "decode_attention": (_cuda_head_dim,),

@@ -287,6 +287,14 @@ def test_linear_attention(tokens, dim, dim_v, causal, dtype):
         same_as_on_cpu(attn.linear_attention, on_cpu, causal=causal, **options)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_agent_attention(dtype):
+    q, k, v = (torch.randn(2, h, 300, 64).to(dtype) for h in (4, 2, 2))
+    agents, bias = torch.randn(2, 4, 49, 64).to(dtype), torch.randn(4, 49, 300).to(dtype)
+    keep = torch.rand(2, 300) < 0.8
+    same_as_on_cpu(attn.agent_attention, [q, k, v, agents], agent_bias=bias, key_mask=keep)
+
+
 @pytest.mark.parametrize("kind", ["performer", "relu"])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_random_feature_attention(dtype, kind):

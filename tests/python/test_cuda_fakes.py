@@ -125,7 +125,8 @@ def test_head_dimensions_without_kernels(kernels):
         attn.attention(q, q, q)
 
 
-def test_functions_without_kernels(kernels):
+def test_functions_without_kernels(kernels, monkeypatch):
+    monkeypatch.delitem(capability._CUDA_OPS, "agent_attention")
     mode = FakeTensorMode()
     q = fake_cuda(mode, torch.zeros(1, 2, 16, 8))
     with mode, pytest.raises(attn.BackendError, match="cuda: has no kernels for agent_attention"):

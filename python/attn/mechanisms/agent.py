@@ -79,10 +79,10 @@ def agent_attention(
     mask = keep_mask("key_mask", key_mask, q, k.shape[2])
     weight = None
     if mask is not None:
-        weight = torch.zeros(mask.shape, device=q.device).masked_fill(~mask, -torch.inf)[:, None]
+        weight = torch.full(mask.shape, -torch.inf, device=q.device).masked_fill(mask, 0.0).unsqueeze(1)
     one, two, own = _with_bias("agent_bias", agent_bias, agents, k, scale, "r, m")
     # A bias may differ between the query heads that share keys: then each head has its own.
-    v = v.repeat_interleave(two.shape[1] // v.shape[1], 1)
+    v = _repeat_heads(v, two.shape[1])
     gathered = attention(one, two, v, scale=own, key_log_weight=weight)
     one, two, own = _with_bias("query_bias", query_bias, q, agents, agent_scale, "n, r")
     return attention(one, two, gathered, scale=own)  # type: ignore[return-value, arg-type]
@@ -118,9 +118,14 @@ def _with_bias(
     else:
         raise TypeError(f"{name} must be a tensor, a pair of factors or None, got {type(bias).__name__}")
     # The scale goes into the rows, so that the bias is neither divided by it nor rounded once more.
-    columns = columns.repeat_interleave(heads // columns.shape[1], 1)
+    columns = _repeat_heads(columns, heads)
     left, right = left.expand(batch, heads, n, -1), right.expand(batch, heads, m, -1)
     return torch.cat([rows * scale, left], -1), torch.cat([columns, right], -1), 1.0
+
+
+def _repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Each head several times, one after another; x itself where it has them."""
+    return x.unsqueeze(2).expand(-1, -1, heads // x.shape[1], -1, -1).flatten(1, 2)
 
 
 def _broadcast(name: str, x: Tensor, shape: tuple[int, ...], layout: str, like: Tensor) -> Tensor:
