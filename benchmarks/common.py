@@ -45,6 +45,8 @@ class Machine:
             getattr(self._lib, name).argtypes = [ctypes.c_double]
         self._lib.read_all.argtypes = [ctypes.c_void_p, ctypes.c_int64]
         self._lib.read_all.restype = ctypes.c_float
+        self._lib.read_pieces.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
+        self._lib.read_pieces.restype = ctypes.c_float
 
     def _on_threads(self, call: Callable[[], float]) -> float:
         results = [0.0] * self.threads
@@ -78,6 +80,17 @@ class Machine:
 
         def call() -> float:
             self._lib.read_all(x.data_ptr() + next(offsets) * share, share)
+            return 0.0
+
+        self._on_threads(call)
+
+    def read_pieces(self, addresses: torch.Tensor, size: int) -> None:
+        """Read `size` bytes at every address (int64) once, in order, each thread its share of the list."""
+        share = addresses.numel() // self.threads
+        offsets = iter(range(self.threads))
+
+        def call() -> float:
+            self._lib.read_pieces(addresses.data_ptr() + next(offsets) * share * 8, share, size)
             return 0.0
 
         self._on_threads(call)

@@ -50,10 +50,22 @@ def main() -> None:
                 for cache in (k, v):
                     bench.machine.read(cache)
 
+            # The pages as a decoder meets them: sequence by sequence, head by head, keys and values in turn.
+            size = page * dim * k.element_size()
+            heads_at = torch.arange(heads_kv).view(1, -1, 1) * size
+            pieces = torch.stack(
+                [
+                    x.data_ptr() + table.long().unsqueeze(1) * heads_kv * size + heads_at
+                    for x in (pages_k, pages_v)
+                ],
+                dim=-1,
+            ).contiguous()
+
             bench.run(
                 name,
                 {
                     "reading the cache": read,
+                    "reading the pages": lambda a=pieces, n=size: bench.machine.read_pieces(a, n),
                     "attn": lambda q=q, k=k, v=v: attn.decode_attention(q, k, v, seqlens=lengths),
                     "paged": lambda q=q, k=pages_k, v=pages_v, t=table: attn.decode_attention(
                         q, k, v, seqlens=lengths, block_table=t

@@ -20,6 +20,7 @@ template <class In> struct ForwardItem {
   RowBlock* rows;
   KeyTile *tiles, *tile, *next_tile;  // two; the one that is worked on, and the one after it or null
   FetchAhead<In>* ahead;
+  bool first_tile = true;
   T *q, *k;
   ColumnOperand<T, In>* values;
   A *o, *m, *l, *s, *alpha, *key_weight;
@@ -28,7 +29,8 @@ template <class In> struct ForwardItem {
   bool thin;                                  // few rows: features in lanes (thin_panel.h)
   typename ThinOperand<In>::Element* thin_q;  // [kThinRowsAtMost][thin_width]
   A* thin_s;                                  // [keys][kThinRows]
-  const In **thin_k, **thin_v, **thin_next;   // [keys], addresses of rows
+  const In **thin_k, **thin_v;                // addresses of the rows of this tile, then of the next one
+  int thin_listed;                            // rows of this tile in the lists
 
   ForwardItem(const AttendParams& params, Carve& c)
       : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)) {
@@ -52,9 +54,9 @@ template <class In> struct ForwardItem {
     segment = c.take<int32_t>(keys);
     thin_q = c.take<typename ThinOperand<In>::Element>(kThinRowsAtMost * thin_width<In>(p.dim));
     thin_s = c.take<A>(round_up_thin(keys) * kThinRows);
-    thin_k = c.take<const In*>(keys);
-    thin_v = c.take<const In*>(keys);
-    thin_next = c.take<const In*>(keys);
+    thin_k = c.take<const In*>(2 * keys + kThinAheadRows);
+    thin_v = c.take<const In*>(2 * keys + kThinAheadRows);
+    thin_listed = 0;
     thin = false;
   }
 
@@ -70,6 +72,7 @@ template <class In> struct ForwardItem {
       std::memset(static_cast<void*>(thin_q), 0, kThinRowsAtMost * width * sizeof *thin_q);
       for (int32_t r = 0; r < rows->rows; ++r) thin_query(q_row(seq, r), p.dim, thin_q + r * width);
     }
+    for (int32_t r = 0; !thin && r < rows->rows; ++r) fetch_row(q_row(seq, r), p.dim);
     for (int32_t first = 0; !thin && first < rows->rows; first += W) {
       const int32_t n = min_i32(W, rows->rows - first);
       pack_panel<T, In>([&](int64_t r) { return q_row(seq, first + static_cast<int32_t>(r)); }, n, p.dim,
@@ -116,21 +119,26 @@ template <class In> struct ForwardItem {
                        columns);
   }
 
-  // Addresses of the tile's rows, and of the keys that are read next. Where there are none the tile's own stand in,
-  // which costs nothing to fetch.
-  void list_thin_rows(const Sequence& seq) {
-    const In* k_base = key_base<In>(p, p.k, seq, rows->group.head_kv);
-    list_rows(tile->rows(k_base, p.k, p.dim), thin_k);
-    list_rows(tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), thin_v);
-    if (next_tile) list_rows(next_tile->rows(k_base, p.k, p.dim), thin_next);
-    for (int i = next_tile ? next_tile->n : 0; i < tile->n; ++i) thin_next[i] = thin_k[i];
+  // Moves the rows of `x` that were listed as the next tile's to the front of their list, and lists those of the tile
+  // after it. Past the last row it stands in for what to fetch, which costs nothing.
+  void list_thin_rows(const Sequence& seq, const View4& x, int64_t dim, const In** list) const {
+    const In* base = key_base<In>(p, x, seq, rows->group.head_kv);
+    if (thin_listed) std::memmove(list, list + thin_listed, tile->n * sizeof *list);
+    else list_rows(tile->rows(base, x, dim), list);
+    int end = tile->n;
+    if (next_tile) {
+      list_rows(next_tile->rows(base, x, dim), list + end);
+      touch_pages(list + end, next_tile->n, dim);
+      end += next_tile->n;
+    }
+    for (int i = 0; i < kThinAheadRows; ++i) list[end + i] = list[end - 1];
   }
 
   // kThinRows rows from `first` on against keys [a, b) of the tile.
   void thin_panel(int32_t first, int a, int b, bool masked, const PanelReach& reach, const Modifiers<A>& mod) {
     const int n = b - a;
-    thin_dot<In, A>(thin_k + a, thin_v + a, n, p.dim, thin_q + first * thin_width<In>(p.dim),
-                    static_cast<A>(p.scale * kLog2e), thin_s);
+    thin_dot<In, A>(thin_k + a, thin_k + a + rows_of_bytes<In>(kThinAhead, p.dim), n, p.dim,
+                    thin_q + first * thin_width<In>(p.dim), static_cast<A>(p.scale * kLog2e), thin_s);
     if (masked || mod.softcap > 0 || mod.key_weight) {
       vec<A> top[1];
       thin_spread(thin_s, n, s);
@@ -138,7 +146,8 @@ template <class In> struct ForwardItem {
       thin_gather(s, n, thin_s);
     }
     thin_softmax(thin_s, n, m + first, l + first, alpha);
-    thin_acc<In, A>(thin_v + a, thin_next + a, n, p.dim_v, masked, thin_s, alpha, o + first * columns, columns);
+    thin_acc<In, A>(thin_v + a, thin_v + a + rows_of_bytes<In>(kThinAhead, p.dim_v), n, p.dim_v, masked, thin_s, alpha,
+                    o + first * columns, columns);
   }
 
   void key_tile(const Sequence& seq) {
@@ -146,8 +155,13 @@ template <class In> struct ForwardItem {
     const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
     bool placed = false;
     RowOperand<T, In> kt{};
-    if (thin) list_thin_rows(seq);
-    else fetch_ahead(seq);
+    if (thin) {
+      list_thin_rows(seq, p.k, p.dim, thin_k);
+      list_thin_rows(seq, p.v, p.dim_v, thin_v);
+      thin_listed = tile->n;
+    } else {
+      fetch_ahead(seq);
+    }
     const int32_t step = thin ? kThinRows : W;
     for (int32_t first = 0; first < rows->rows; first += step) {
       const int32_t last = min_i32(first + step, rows->rows);
@@ -170,13 +184,20 @@ template <class In> struct ForwardItem {
     }
   }
 
-  // Spreads the fetching of the next tile over the products of this one.
+  // Spreads the fetching of the next tile over the products of this one. The first tile nobody has fetched: all of it
+  // is asked for at once.
   void fetch_ahead(const Sequence& seq) {
+    const In *k = key_base<In>(p, p.k, seq, rows->group.head_kv), *v = key_base<In>(p, p.v, seq, rows->group.head_kv);
+    if (first_tile) {
+      const TokenRows<In> keys = tile->rows(k, p.k, p.dim), values = tile->rows(v, p.v, p.dim_v);
+      for (int i = 0; i < tile->n; ++i) keys.template fetch<2>(i);
+      for (int i = 0; i < tile->n; ++i) values.template fetch<2>(i);
+      first_tile = false;
+    }
     ahead->rows = ahead->next = 0;
     if (!next_tile) return;
     const int64_t panels = (rows->rows + W - 1) / W, blocks = (tile->n + kDotRows - 1) / kDotRows;
-    ahead->start(next_tile->rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim),
-                 next_tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), panels * blocks);
+    ahead->start(next_tile->rows(k, p.k, p.dim), next_tile->rows(v, p.v, p.dim_v), panels * blocks);
   }
 
   bool gated_off(const Sequence& seq) const {

@@ -156,7 +156,18 @@ inline PanelKeys panel_keys(const KeyTile& t, const RowBlock& rows, int32_t firs
     k.cut_b = k.a;  // the common case, without a look at every key
     return k;
   }
+  // Keys a step at a time where that is plain to see: whole blocks of a layout within everybody's reach.
+  constexpr int kStep = 16;
+  auto step_seen = [&](int j) {
+    if (t.any_exempt || mod.removes || mod.segment || t.position[j] < r.max_lo || t.position[j + kStep - 1] > r.min_hi)
+      return false;
+    int32_t whole = -1;
+    for (int i = 0; i < kStep; ++i) whole &= t.slot[j + i];
+    return whole < 0;
+  };
+  while (k.cut_b - k.cut_a >= kStep && step_seen(k.cut_a)) k.cut_a += kStep;
   while (k.cut_a < k.b && all_see(k.cut_a)) ++k.cut_a;
+  while (k.cut_b - k.cut_a >= kStep && step_seen(k.cut_b - kStep)) k.cut_b -= kStep;
   while (k.cut_b > k.cut_a && all_see(k.cut_b - 1)) --k.cut_b;
   return k;
 }

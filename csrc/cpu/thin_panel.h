@@ -63,9 +63,28 @@ template <class In> inline void thin_query(const In* row, int64_t dim, typename 
   }
 }
 
-// Starts to fetch a line that is used hundreds of rows later: into L2, since L1 would have lost it by then. One line
-// for every one that is read keeps memory busy throughout; more at once would hold up the loads.
-template <class In> ATTN_INLINE void fetch_later(const In* p) { __builtin_prefetch(p, 0, 2); }
+// Memory is kept busy by fetching each row of K and V kThinAhead bytes before it is used, in the order of addresses,
+// which is what the hardware's own prefetching goes on from. Further ahead, rows would leave L1 again.
+constexpr int64_t kThinAhead = 8192;
+constexpr int kThinAheadRows = 64;  // at most
+constexpr int64_t kThinMemoryPage = 4096;
+
+template <class In> ATTN_INLINE int rows_of_bytes(int64_t bytes, int64_t dim) {
+  const int64_t rows = bytes / (dim * static_cast<int64_t>(sizeof(In)));
+  return rows < 1 ? 1 : rows > kThinAheadRows ? kThinAheadRows : static_cast<int>(rows);
+}
+
+template <class In> ATTN_INLINE void fetch_row(const In* row, int64_t n) {
+  constexpr int64_t step = 64 / sizeof(In);
+  for (int64_t i = 0; i < n; i += step) __builtin_prefetch(row + i, 0, 3);
+}
+
+// Looks up the memory pages of n rows: scattered ones miss in every buffer of address translation, which takes as long
+// as fetching several lines.
+template <class In> inline void touch_pages(const In* const* rows, int n, int64_t dim) {
+  const int step = rows_of_bytes<In>(kThinMemoryPage, dim);
+  for (int i = 0; i < n; i += step) __builtin_prefetch(rows[i], 0, 2);
+}
 
 // Addresses of a tile's rows, so that a row costs one load however its keys are scattered.
 template <class In> inline void list_rows(const TokenRows<In>& t, const In** at) {
@@ -85,13 +104,13 @@ inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int6
   const int64_t width = thin_width<In>(dim), whole = dim / Op::step * Op::step;
   for (int64_t j = 0; j < n; j += kKeys) {
     const int64_t keys = n - j < kKeys ? n - j : kKeys;
-    const In *row[kKeys], *fetched[kKeys];
+    const In* row[kKeys];
     In tail[kKeys][Op::step];  // features past the last whole vector
     ATTN_UNROLL
     for (int i = 0; i < kKeys; ++i) {
       const int64_t key = j + (i < keys ? i : 0);
       row[i] = k[key];
-      fetched[i] = later[key];
+      fetch_row(later[key], dim);
       if (whole < dim) {
         std::memset(static_cast<void*>(tail[i]), 0, sizeof tail[i]);
         std::memcpy(tail[i], row[i] + whole, (dim - whole) * sizeof(In));
@@ -102,10 +121,7 @@ inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int6
     for (int64_t d = 0; d < width; d += Op::step) {
       typename Op::V x[kKeys];
       ATTN_UNROLL
-      for (int i = 0; i < kKeys; ++i) {
-        x[i] = Op::of_key(d < whole ? row[i] + d : tail[i]);
-        fetch_later(fetched[i] + d);
-      }
+      for (int i = 0; i < kKeys; ++i) x[i] = Op::of_key(d < whole ? row[i] + d : tail[i]);
       ATTN_UNROLL
       for (int r = 0; r < kThinRows; ++r) {
         const typename Op::V qv = Op::of_query(q + r * width + d);
@@ -169,10 +185,11 @@ template <class A> inline void thin_softmax(A* s, int64_t n, A* m, A* l, A* alph
 
 // One vector of features.
 template <class In, class A>
-inline void thin_acc_block(const In* const* v, int64_t n, const A* weights, const A* alpha, A* o, int64_t ldo,
-                           int64_t x) {
+inline void thin_acc_block(const In* const* v, const In* const* later, int64_t n, const A* weights, const A* alpha,
+                           A* o, int64_t ldo, int64_t x) {
   vec<A> acc[kThinRows] = {};
   for (int64_t j = 0; j < n; ++j) {
+    fetch_row(later[j] + x, Lanes<A>::n);
     const vec<A> value = load_as(v[j] + x, A{});
     ATTN_UNROLL
     for (int r = 0; r < kThinRows; ++r) acc[r] += splat(weights[j * kThinRows + r]) * value;
@@ -190,13 +207,11 @@ inline void thin_acc_blocks(const In* const* v, const In* const* later, int64_t 
   constexpr int L = Lanes<A>::n;
   vec<A> acc[kThinRows][kThinVecs] = {};
   for (int64_t j = 0; j < n; ++j) {
-    const In *row = v[j] + x, *fetched = later[j] + x;
+    const In* row = v[j] + x;
+    fetch_row(later[j] + x, kThinVecs * L);
     vec<A> value[kThinVecs];
     ATTN_UNROLL
-    for (int i = 0; i < kThinVecs; ++i) {
-      value[i] = load_as(row + i * L, A{});
-      fetch_later(fetched + i * L);
-    }
+    for (int i = 0; i < kThinVecs; ++i) value[i] = load_as(row + i * L, A{});
     ATTN_UNROLL
     for (int r = 0; r < kThinRows; ++r) {
       const vec<A> w = splat(weights[j * kThinRows + r]);
@@ -245,14 +260,14 @@ inline void thin_acc_pairs(const bf16* const* v, const bf16* const* later, int64
   // Keys j and, with `both`, j + 1.
   auto add = [&](int64_t j, auto both) {
     const bf16 *one = v[j] + x, *two = v[j + both] + x;
+    fetch_row(later[j] + x, 32 * kHalves);
+    if constexpr (both) fetch_row(later[j + 1] + x, 32 * kHalves);
     u32v value[2 * kHalves];
     ATTN_UNROLL
     for (int i = 0; i < kHalves; ++i) {
       u16v a, b{};
       std::memcpy(&a, one + 32 * i, sizeof a);
       if constexpr (both) std::memcpy(&b, two + 32 * i, sizeof b);
-      fetch_later(later[j] + x + 32 * i);
-      fetch_later(later[j + both] + x + 32 * i);
       value[2 * i] = interleave_low(a, b, words);
       value[2 * i + 1] = interleave_high(a, b, words);
     }
@@ -312,7 +327,7 @@ inline void thin_acc(const In* const* v, const In* const* later, int64_t n, int6
   }
 #endif
   for (; x + kThinVecs * L <= dim; x += kThinVecs * L) thin_acc_blocks(v, later, n, weights, alpha, o, ldo, x);
-  for (; x + L <= dim; x += L) thin_acc_block(v, n, weights, alpha, o, ldo, x);
+  for (; x + L <= dim; x += L) thin_acc_block(v, later, n, weights, alpha, o, ldo, x);
   for (; x < dim; ++x) {
     for (int r = 0; r < kThinRows; ++r) {
       A sum = 0;

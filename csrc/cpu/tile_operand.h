@@ -187,24 +187,24 @@ template <class T, class In> struct ColumnOperand {
     for (int i = 0; i < bad_count; ++i) clear_row(scratch, at.ld, bad[i]);
   }
 
-  // One sweep over the placed tile. 0 * x is NaN where x isn't finite.
+  // One sweep over the placed tile for the largest exponent.
   bool all_finite() const {
+    using A = Acc<T>;
+    using Bits = vec<std::conditional_t<std::is_same<A, double>::value, int64_t, int32_t>>;
     constexpr int L = kLanes<T>;
+    const Bits infinity = bit_cast<Bits>(splat(static_cast<A>(__builtin_inff())));
     const int64_t n = depth_of<T>(rows.n);
-    vec<Acc<T>> sum{};
+    Bits top{};
     for (int64_t i = 0; i < n; ++i) {
       for (int64_t x = 0; x < columns(); x += L) {
-        if constexpr (kPairRows<T>) {
-          const u32v u = load(at.data + i * at.ld + x);
-          sum += bit_cast<f32v>(u & 0xffff0000u) * 0.0f + bit_cast<f32v>(u << 16) * 0.0f;
-        } else {
-          sum += load(at.data + i * at.ld + x) * Acc<T>{0};
-        }
+        const Bits u = bit_cast<Bits>(load(at.data + i * at.ld + x));
+        top = vmax(top, u & infinity);
+        if constexpr (kPairRows<T>) top = vmax(top, u << 16 & infinity);
       }
     }
-    Acc<T> total = 0;
-    for (int k = 0; k < L; ++k) total += sum[k];
-    return total == 0;
+    bool finite = true;
+    for (int k = 0; k < L; ++k) finite &= top[k] != infinity[k];
+    return finite;
   }
 
   int64_t columns() const { return round_up_lanes<T>(rows.dim); }
