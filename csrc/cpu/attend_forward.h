@@ -20,7 +20,7 @@ template <class In> struct ForwardItem {
   RowBlock* rows;
   KeyTile *tiles, *tile, *next_tile;  // two; the one that is worked on, and the one after it or null
   FetchAhead<In>* ahead;
-  bool first_tile = true;
+  bool first_tile = true, values_placed;
   T *q, *k;
   ColumnOperand<T, In>* values;
   A *o, *m, *l, *s, *alpha, *key_weight;
@@ -102,8 +102,16 @@ template <class In> struct ForwardItem {
     for (int i = 0; i < NV; ++i) top[i] = vmax(here[i], top[i]);
   }
 
+  // Values are waited for after the first panel's scores.
+  void place_values(const Sequence& seq, bool masked) {
+    if (!values_placed)
+      values->place(tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), nullptr);
+    values_placed = true;
+    if (masked) values->check();
+  }
+
   // One panel of rows against its keys of the tile.
-  template <int NV> void panel(int32_t first, const PanelKeys& keys, const PanelReach& reach,
+  template <int NV> void panel(const Sequence& seq, int32_t first, const PanelKeys& keys, const PanelReach& reach,
                                const RowOperand<T, In>& kt, const Modifiers<A>& mod) {
     vec<A> top[NV];
     for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
@@ -115,6 +123,7 @@ template <class In> struct ForwardItem {
     scores<NV>(first, cut_a, cut_b, true, reach, kt, mod, s + (cut_a - a) * NV * L, top);
     scores<NV>(first, cut_b, b, false, reach, kt, mod, s + (cut_b - a) * NV * L, top);
     softmax_panel<T, NV>(s, b - a, top, m + first, l + first, alpha, weights);
+    place_values(seq, keys.masked());
     values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, b - a, alpha, o + first * columns,
                        columns);
   }
@@ -153,7 +162,7 @@ template <class In> struct ForwardItem {
   void key_tile(const Sequence& seq) {
     const RowGroup& g = rows->group;
     const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
-    bool placed = false;
+    bool placed = values_placed = false;
     RowOperand<T, In> kt{};
     if (thin) {
       list_thin_rows(seq, p.k, p.dim, thin_k);
@@ -175,29 +184,38 @@ template <class In> struct ForwardItem {
       }
       if (!placed) {
         kt.place(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
-        values->place(tile->rows(key_base<In>(p, p.v, seq, g.head_kv), p.v, p.dim_v), nullptr);
         placed = true;
       }
-      if (keys.masked()) values->check();
-      if (last - first <= L) panel<1>(first, keys, reach, kt, mod);
-      else panel<2>(first, keys, reach, kt, mod);
+      if (last - first <= L) panel<1>(seq, first, keys, reach, kt, mod);
+      else panel<2>(seq, first, keys, reach, kt, mod);
+      if (first_tile && panels() > 1) fetch_next(seq, first / W + 1);
+      first_tile = false;
     }
   }
 
-  // Spreads the fetching of the next tile over the products of this one. The first tile nobody has fetched: all of it
-  // is asked for at once.
+  int64_t panels() const { return (rows->rows + W - 1) / W; }
+
+  // Spreads fetching over the products of a tile: of the tile after it. Nobody has fetched the first one, so that one
+  // is fetched over its own first panel, if there are more, its first rows at once.
   void fetch_ahead(const Sequence& seq) {
-    const In *k = key_base<In>(p, p.k, seq, rows->group.head_kv), *v = key_base<In>(p, p.v, seq, rows->group.head_kv);
-    if (first_tile) {
-      const TokenRows<In> keys = tile->rows(k, p.k, p.dim), values = tile->rows(v, p.v, p.dim_v);
-      for (int i = 0; i < tile->n; ++i) keys.template fetch<2>(i);
-      for (int i = 0; i < tile->n; ++i) values.template fetch<2>(i);
-      first_tile = false;
-    }
     ahead->rows = ahead->next = 0;
+    if (first_tile) {
+      const TokenRows<In> keys = tile->rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim),
+                          values = tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v);
+      const int32_t at_once = panels() > 1 ? min_i32(tile->n, 3 * kDotRows) : tile->n;
+      for (int32_t i = 0; i < at_once; ++i) keys.template fetch<2>(i);
+      for (int32_t i = 0; i < at_once; ++i) values.template fetch<2>(i);
+      if (panels() > 1) return ahead->start(keys, values, at_once, (tile->n - at_once + kDotRows - 1) / kDotRows);
+    }
+    fetch_next(seq, 0);
+  }
+
+  // Fetches the next tile over the products of panels from `panel` on.
+  void fetch_next(const Sequence& seq, int64_t panel) {
     if (!next_tile) return;
-    const int64_t panels = (rows->rows + W - 1) / W, blocks = (tile->n + kDotRows - 1) / kDotRows;
-    ahead->start(next_tile->rows(k, p.k, p.dim), next_tile->rows(v, p.v, p.dim_v), panels * blocks);
+    ahead->start(next_tile->rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim),
+                 next_tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), 0,
+                 (panels() - panel) * ((tile->n + kDotRows - 1) / kDotRows));
   }
 
   bool gated_off(const Sequence& seq) const {

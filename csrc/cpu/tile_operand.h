@@ -51,13 +51,13 @@ template <class In> struct FetchAhead {
   TokenRows<In> k, v;
   int64_t next = 0, rows = 0, step = 0;  // rows [next, rows) are left, `step` at a time
 
-  // In about `steps` steps.
-  void start(const TokenRows<In>& keys, const TokenRows<In>& values, int64_t steps) {
+  // Rows from `first` on, in about `steps` steps.
+  void start(const TokenRows<In>& keys, const TokenRows<In>& values, int64_t first, int64_t steps) {
     k = keys;
     v = values;
-    next = 0;
+    next = first;
     rows = keys.n;
-    step = (rows + steps - 1) / steps;
+    step = steps > 0 ? (rows - first + steps - 1) / steps : 0;
   }
 
   ATTN_INLINE void operator()() {
