@@ -182,7 +182,12 @@ TYPED_TEST(SimtAttendBackward, KeysOfNoWeight) {
 }
 
 TYPED_TEST(SimtAttendBackward, EmptyInputs) {
-  for (const AttendOptions& o : empty_inputs()) check<TypeParam>(o, 9);
+  for (AttendOptions o : empty_inputs()) {
+    check<TypeParam>(o, 9);
+    // With the gap rows are aligned and copied by cp.async, which must be waited for where no row sees a key, too.
+    o.dim = o.dim_v = 30;
+    check<TypeParam>(o, 9);
+  }
 }
 
 // The forward may leave out the lse of rows with a gate of 0.
