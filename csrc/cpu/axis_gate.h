@@ -13,7 +13,7 @@ ATTN_INLINE int64_t gate_rows(int64_t time) { return chunk_tokens(time); }
 template <class T> inline void gate_forward(const AxisGateParams& p) {
   using S = Sum<T>;
   const int64_t rows = gate_rows(p.time), strips = (p.channels + rows - 1) / rows;
-  parallel_items(p.batch * strips, [&](int64_t item, int) {
+  parallel_runs(p.batch * strips, [&](int64_t item, int) {
     const int64_t batch = item / strips, first = item % strips * rows;
     const T* time = static_cast<const T*>(p.time_gate) + batch * p.time;
     for (int64_t c = first; c < p.channels && c < first + rows; ++c) {
@@ -30,7 +30,7 @@ template <class T> inline void gate_backward(const AxisGateBackwardParams& b) {
   const AxisGateParams& p = b.forward;
   const int64_t rows = gate_rows(p.time), strips = (p.channels + rows - 1) / rows;
   const Buffer<S> partial(p.batch * strips * p.time);
-  parallel_items(p.batch * strips, [&](int64_t item, int) {
+  parallel_runs(p.batch * strips, [&](int64_t item, int) {
     const int64_t batch = item / strips, first = item % strips * rows;
     const T* time = static_cast<const T*>(p.time_gate) + batch * p.time;
     S* dtime = partial + item * p.time;

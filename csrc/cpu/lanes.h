@@ -62,10 +62,6 @@ template <class V> ATTN_INLINE V max_or_nan(V a, V b) { return nan_where(unorder
 template <class V> ATTN_INLINE V max_or_nan(V a, V b, V c) {
   return nan_where(unordered(a, b) | (c != c), vmax(vmax(a, b), c));
 }
-// The same for a running maximum m: a NaN in m stays, because vmax takes its second argument when one is NaN.
-template <class V> ATTN_INLINE V max_or_nan(V a, V b, V c, V d, V m) {
-  return nan_where(unordered(a, b) | unordered(c, d), vmax(vmax(vmax(a, b), vmax(c, d)), m));
-}
 
 // Sum and maximum over the lanes. Halving keeps the additions independent of each other.
 template <class S> ATTN_INLINE S sum_lanes(vec<S> v) {
@@ -135,31 +131,29 @@ template <class T> ATTN_INLINE void max_row(Sum<T>* m, const T* x, int64_t n) {
   for_lanes<Sum<T>>(n, [&](int64_t i, auto w) { put(m + i, max_or_nan(get(m + i, w), get(x + i, w)), w); });
 }
 
-// Rows are taken four at a time: m or sum is read and written once for them.
-constexpr int64_t kRowsAtOnce = 4;
+// One row after the other, as they lie in memory, each fetched this many rows before its turn: from memory, that is up
+// to twice as fast as several rows at once, though m or sum is read and written once a row (both stay in L1).
+constexpr int64_t kStreamAhead = 4;
+
+// Calls f(channel, vector of the row, Whole or Part) for every row and channel.
+template <class T, class F> ATTN_INLINE void stream_rows(const T* const* rows, int64_t count, int64_t n, F&& f) {
+  for (int64_t r = 0; r < count; ++r) {
+    const T *x = rows[r], *ahead = rows[r + kStreamAhead < count ? r + kStreamAhead : count - 1];
+    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
+      __builtin_prefetch(ahead + i);
+      f(i, get(x + i, w), w);
+    });
+  }
+}
 
 // m = max over rows
 template <class T> inline void max_rows(Sum<T>* m, const T* const* rows, int64_t count, int64_t n) {
-  int64_t r = 0;
-  for (; r + kRowsAtOnce <= count; r += kRowsAtOnce) {
-    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
-    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
-      put(m + i, max_or_nan(get(a + i, w), get(b + i, w), get(c + i, w), get(d + i, w), get(m + i, w)), w);
-    });
-  }
-  for (; r < count; ++r) max_row<T>(m, rows[r], n);
+  stream_rows<T>(rows, count, n, [&](int64_t i, auto x, auto w) { put(m + i, max_or_nan(get(m + i, w), x), w); });
 }
 
 // sum += rows, in their order
 template <class T> inline void add_rows(Sum<T>* sum, const T* const* rows, int64_t count, int64_t n) {
-  int64_t r = 0;
-  for (; r + kRowsAtOnce <= count; r += kRowsAtOnce) {
-    const T *a = rows[r], *b = rows[r + 1], *c = rows[r + 2], *d = rows[r + 3];
-    for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
-      put(sum + i, (((get(sum + i, w) + get(a + i, w)) + get(b + i, w)) + get(c + i, w)) + get(d + i, w), w);
-    });
-  }
-  for (; r < count; ++r) add_row<T>(sum, rows[r], n);
+  stream_rows<T>(rows, count, n, [&](int64_t i, auto x, auto w) { put(sum + i, get(sum + i, w) + x, w); });
 }
 
 // ---- results larger than the cache -----------------------------------------------------------------------------

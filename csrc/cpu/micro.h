@@ -86,6 +86,12 @@ ATTN_INLINE void dot_block(const T* a, int64_t lda, int64_t depth, const T* b, A
 template <class F> ATTN_INLINE void for_row_blocks(int64_t rows, F&& f) {
   int64_t n = 0;
   for (; n + kDotRows <= rows; n += kDotRows) f(std::integral_constant<int, kDotRows>{}, n);
+  if constexpr (kDotRows > 8) {
+    if (n + 8 <= rows) {
+      f(std::integral_constant<int, 8>{}, n);
+      n += 8;
+    }
+  }
   for (; n + 4 <= rows; n += 4) f(std::integral_constant<int, 4>{}, n);
   if (n + 2 <= rows) {
     f(std::integral_constant<int, 2>{}, n);
@@ -156,13 +162,14 @@ ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, 
     ATTN_UNROLL
     for (int v = 0; v < V; ++v) {
       Acc<T>* at = o + r * ldo + v * L;
-      store(at, load(at) * alpha[r] + acc[r][v]);
+      store(at, alpha ? load(at) * alpha[r] + acc[r][v] : acc[r][v]);
     }
   }
 }
 
 // O [width][columns] += P^T B. P is [depth][width], width a multiple of the lanes; lanes from `rows` on are padding
-// whose results don't matter. `columns` is a multiple of the vector length; ldb counts T, depth counts T (pairs).
+// whose results don't matter. Without alpha, O is written and what it held doesn't count. `columns` is a multiple of
+// the vector length; ldb counts T, depth counts T (pairs).
 template <class T>
 inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
                       const Acc<T>* alpha, Acc<T>* o, int64_t ldo) {
@@ -174,9 +181,10 @@ inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, co
     for (int64_t r = 0; r < rows; r += kAccBlock<T>) {
       Acc<T>* at = o + r * ldo + v * L;
       const T* bt = b + v * L;
-      if (wide == 3) acc_block<T, 3>(p + r, width, depth, bt, ldb, alpha + r, at, ldo);
-      else if (wide == 2) acc_block<T, 2>(p + r, width, depth, bt, ldb, alpha + r, at, ldo);
-      else acc_block<T, 1>(p + r, width, depth, bt, ldb, alpha + r, at, ldo);
+      const Acc<T>* factors = alpha ? alpha + r : nullptr;
+      if (wide == 3) acc_block<T, 3>(p + r, width, depth, bt, ldb, factors, at, ldo);
+      else if (wide == 2) acc_block<T, 2>(p + r, width, depth, bt, ldb, factors, at, ldo);
+      else acc_block<T, 1>(p + r, width, depth, bt, ldb, factors, at, ldo);
     }
     v += wide;
   }

@@ -116,16 +116,27 @@ struct Job {
   alignas(64) std::atomic<bool> failed{false};
   std::exception_ptr error;
   int64_t items;
+  int workers;
+  Take take;
   void (*call)(void* context, int64_t item, int worker);
   void* context;
+
+  // Of `left` items: half of a worker's share, so that the last runs are short and workers finish together.
+  int64_t share(int64_t left) const {
+    const int64_t run = take == Take::run ? left / (2 * workers) : 1;
+    return run > 1 ? run : 1;
+  }
 
   // Exceptions must not leave a thread that is not ours, so each worker ends here.
   void work(int worker) noexcept {
     try {
       while (!failed.load(std::memory_order_relaxed)) {
-        const int64_t item = next.fetch_add(1, std::memory_order_relaxed);
-        if (item >= items) return;
-        call(context, item, worker);
+        int64_t item = next.load(std::memory_order_relaxed), end;
+        do {
+          if (item >= items) return;
+          end = item + share(items - item);
+        } while (!next.compare_exchange_weak(item, end, std::memory_order_relaxed));
+        for (; item < end && !failed.load(std::memory_order_relaxed); ++item) call(context, item, worker);
       }
     } catch (...) {
       if (!failed.exchange(true)) error = std::current_exception();
@@ -141,7 +152,8 @@ int parallel_threads() { return current.threads(); }
 
 void set_pool_threads(int threads) { pool().set_size(threads); }
 
-void parallel_items_erased(int64_t items, void (*call)(void* context, int64_t item, int worker), void* context) {
+void parallel_items_erased(int64_t items, Take take, void (*call)(void* context, int64_t item, int worker),
+                           void* context) {
   if (items <= 0) return;
   const int64_t threads = items == 1 ? 1 : parallel_threads();
   const int workers = static_cast<int>(items < threads ? items : threads);
@@ -151,6 +163,8 @@ void parallel_items_erased(int64_t items, void (*call)(void* context, int64_t it
   }
   Job job;
   job.items = items;
+  job.workers = workers;
+  job.take = take;
   job.call = call;
   job.context = context;
   current.run(workers, [](void* self, int worker) { static_cast<Job*>(self)->work(worker); }, &job);

@@ -100,13 +100,13 @@ template <class T> class PonetForward : PonetCall<T> {
   void run() const {
     const int64_t sequences = p.sequences.count;
     if (!p.query || cut.may_split()) {
-      parallel_items(cut.count(), [this](int64_t i, int) { sums_and_split_maxima(cut.at(i)); });
+      parallel_runs(cut.count(), [this](int64_t i, int) { sums_and_split_maxima(cut.at(i)); });
     }
     parallel_items(sequences, [this](int64_t s, int) { pool_query(s); });
-    if (cut.may_split()) parallel_items(cut.count(), [this](int64_t i, int) { join_maxima(cut.at(i)); });
-    parallel_items(cut.count(), [this](int64_t i, int) { aggregate(cut.at(i)); });
+    if (cut.may_split()) parallel_runs(cut.count(), [this](int64_t i, int) { join_maxima(cut.at(i)); });
+    parallel_runs(cut.count(), [this](int64_t i, int) { aggregate(cut.at(i)); });
     parallel_items(sequences * p.heads, [this](int64_t i, int) { join_aggregates(i / p.heads, i % p.heads); });
-    parallel_items(cut.count(), [this](int64_t i, int) { mix(cut.at(i)); });
+    parallel_runs(cut.count(), [this](int64_t i, int) { mix(cut.at(i)); });
     clear_tail<T>(p.sequences, C, p.out);
   }
 

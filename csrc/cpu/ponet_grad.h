@@ -55,16 +55,16 @@ template <class T> class PonetBackward : PonetCall<T> {
 
   void run() const {
     if (cut.may_split()) {
-      parallel_items(cut.count(), [this](int64_t i, int) { split_parts(cut.at(i)); });
-      parallel_items(cut.count(), [this](int64_t i, int) { join_parts(cut.at(i)); });
+      parallel_runs(cut.count(), [this](int64_t i, int) { split_parts(cut.at(i)); });
+      parallel_runs(cut.count(), [this](int64_t i, int) { join_parts(cut.at(i)); });
     }
-    parallel_items(cut.count(), [this](int64_t i, int) { token_gradients(cut.at(i)); });
+    parallel_runs(cut.count(), [this](int64_t i, int) { token_gradients(cut.at(i)); });
     if (b_.dk || b_.dq || b_.dquery) {
       parallel_items(p.sequences.count, [this](int64_t s, int) { join_global(s); });
-      parallel_items(cut.count(), [this](int64_t i, int) { key_gradients(cut.at(i)); });
+      parallel_runs(cut.count(), [this](int64_t i, int) { key_gradients(cut.at(i)); });
       parallel_items(p.sequences.count, [this](int64_t s, int) { join_query(s); });
     }
-    if (b_.dq) parallel_items(cut.count(), [this](int64_t i, int) { query_rows(cut.at(i)); });
+    if (b_.dq) parallel_runs(cut.count(), [this](int64_t i, int) { query_rows(cut.at(i)); });
     void* const results[] = {b_.dq, b_.dk, b_.d_o, b_.dsegment, b_.dlocal};
     for (void* result : results) clear_tail<T>(p.sequences, C, result);
   }

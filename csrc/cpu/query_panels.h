@@ -22,6 +22,14 @@ struct TokenList {
   int n;
   bool run;  // consecutive
 
+  static TokenList run_of(int64_t first, int64_t count) {
+    TokenList list;
+    list.n = static_cast<int>(count);
+    list.run = true;
+    for (int i = 0; i < list.n; ++i) list.at[i] = first + i;
+    return list;
+  }
+
   // Fills up to `most` tokens from [begin, end); returns where it stopped.
   int64_t fill(const MaskView& mask, const SequenceSpan& s, int64_t begin, int64_t end, int64_t most) {
     n = 0;
@@ -185,12 +193,21 @@ template <class In> class PanelForward {
         static_cast<const In*>(p_.k.data) + c.span.batch * p_.k.batch + kv_head * p_.k.head + c.span.first * p_.k.token;
     const In* v =
         static_cast<const In*>(p_.v.data) + c.span.batch * p_.v.batch + kv_head * p_.v.head + c.span.first * p_.v.token;
-    fill_row(z.m, -kInf<A>, tile_rows());
-    clear_row(z.l, tile_rows());
-    clear_row(z.o, tile_rows() * columns_);
+    const bool whole = splits_.first(c.sequence + 1) - splits_.first(c.sequence) == 1;
+    bool started = false, finished = false;
+    const RowWriter<In> writer = row_writer(z);
+    const auto clear_states = [&](int64_t row, int64_t n) {
+      fill_row(z.m + row, -kInf<A>, n);
+      clear_row(z.l + row, n);
+    };
+    const auto clear = [&](int64_t row, int64_t n) {
+      clear_states(row, n);
+      clear_row(z.o + row * columns_, n * columns_);
+    };
     fill_row(z.alpha, A{1}, W);
+    if (over_queries()) clear(0, tile_rows());
     TokenList tokens;
-    for (int64_t t = c.begin; t < c.end;) {
+    for (int64_t t = c.begin; t < c.end; started = true) {
       t = tokens.fill(p_.mask, c.span, t, c.end, tokens_);
       if (tokens.n == 0) break;
       const Operands<T> keys = as_rows<T, In>(k, p_.k.token, p_.dim, tokens, z.k);
@@ -203,6 +220,7 @@ template <class In> class PanelForward {
         with_vectors(cut_.vectors(i), [&](auto nv) {
           constexpr int NV = nv;
           const int64_t row = (i - first) * W;
+          if (!started) clear_states(row, W);
           vec<A> top[NV];
           for (int x = 0; x < NV; ++x) top[x] = splat(-kInf<A>);
           dot_panel<T, NV>(keys.data, keys.ld, tokens.n, depth_, panel(set, head, i), logit_factor(), z.s, top);
@@ -213,11 +231,16 @@ template <class In> class PanelForward {
             store_weights<T, NV>(z.s, tokens.n, z.weights);
           }
           acc_panel<T>(z.weights, NV * L, cut_.rows(i), depth_of<T>(tokens.n), values.data, values.ld, columns_,
-                       z.alpha, z.o + row * columns_, columns_);
+                       started ? z.alpha : nullptr, z.o + row * columns_, columns_);
         });
+        // While the panel's sums are in L1, and so that writing results overlaps with the next panel's products.
+        if (whole && t == c.end) finish_panel(c.sequence, head, i, (i - first) * W, z, writer);
       }
+      finished = whole && t == c.end;
     }
-    if (splits_.first(c.sequence + 1) - splits_.first(c.sequence) == 1) return finish(c.sequence, head, first, last, z);
+    if (finished) return;
+    if (!started && !over_queries()) clear(0, tile_rows());
+    if (whole) return finish(c.sequence, head, first, last, z);
     A* part = parts_ + (at * splits_.count() + index) * part_size();
     std::memcpy(part, z.o, tile_rows() * columns_ * sizeof(A));
     std::memcpy(part + tile_rows() * columns_, z.m, tile_rows() * sizeof(A));
@@ -279,21 +302,29 @@ template <class In> class PanelForward {
 
   // Result rows of one tile from accumulators o, m, l.
   void finish(int64_t sequence, int64_t head, int64_t first, int64_t last, const Scratch& z) const {
+    const RowWriter<In> writer = row_writer(z);
+    for (int64_t i = first; i < last; ++i) finish_panel(sequence, head, i, (i - first) * W, z, writer);
+  }
+
+  RowWriter<In> row_writer(const Scratch& z) const {
+    const int64_t elements = p_.sequences.count * p_.heads * p_.queries * p_.dim_v;
+    return RowWriter<In>(elements * int64_t{sizeof(In)} >= kStreamBytes, z.row, p_.dim_v);
+  }
+
+  // Of panel `panel`, whose accumulators start at row `row` of the tile.
+  void finish_panel(int64_t sequence, int64_t head, int64_t panel, int64_t row, const Scratch& z,
+                    const RowWriter<In>& writer) const {
     const bool softmax = p_.activation == PoolActivation::softmax_keys;
-    const bool stream = p_.sequences.count * p_.heads * p_.queries * p_.dim_v * int64_t{sizeof(In)} >= kStreamBytes;
-    const RowWriter<In> writer(stream, z.row, p_.dim_v);
-    for (int64_t i = first; i < last; ++i) {
-      const int64_t panel_row = (i - first) * W, at = (sequence * p_.heads + head) * p_.queries + i * W;
-      A factors[W], lse[W];
-      if (softmax) finish_rows(z.m + panel_row, z.l + panel_row, factors, lse);
-      else fill_row(factors, p_.activation == PoolActivation::relu_mean ? factors_[sequence] : A{1}, W);
-      if (softmax) std::memcpy(static_cast<A*>(p_.lse) + at, lse, cut_.rows(i) * sizeof(A));
-      In* out = static_cast<In*>(p_.out) + at * p_.dim_v;
-      const A* from = z.o + panel_row * columns_;
-      for (int64_t r = 0; r < cut_.rows(i); ++r, out += p_.dim_v, from += columns_) {
-        scale_row<In>(writer.row(out), factors[r], from, p_.dim_v);
-        writer.done(out);
-      }
+    const int64_t at = (sequence * p_.heads + head) * p_.queries + panel * W, rows = cut_.rows(panel);
+    A factors[W], lse[W];
+    if (softmax) finish_rows(z.m + row, z.l + row, factors, lse);
+    else fill_row(factors, p_.activation == PoolActivation::relu_mean ? factors_[sequence] : A{1}, W);
+    if (softmax) std::memcpy(static_cast<A*>(p_.lse) + at, lse, rows * sizeof(A));
+    In* out = static_cast<In*>(p_.out) + at * p_.dim_v;
+    const A* from = z.o + row * columns_;
+    for (int64_t r = 0; r < rows; ++r, out += p_.dim_v, from += columns_) {
+      scale_row<In>(writer.row(out), factors[r], from, p_.dim_v);
+      writer.done(out);
     }
   }
 

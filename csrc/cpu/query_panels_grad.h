@@ -1,6 +1,8 @@
-// Gradient of query_panels.h, in the accumulation type throughout. First keys and values: keys in lanes, every query of
-// every head that shares them; then queries: queries in lanes, every key. Scores are computed anew in each (seven
-// products instead of five) so that every sum has one owner and one order. Formulas: few_queries_grad.h.
+// Gradient of query_panels.h. A tile of queries meets a chunk of keys once: keys lie in lanes, so that weights P and dS
+// come out with queries as rows, and three products follow: dv += P^T dout and dk += dS^T q over the queries, and
+// dq += dS k over the keys. Keys of a chunk belong to one work item, which takes every query of every head that shares
+// them; a dq that spans chunks is summed in float by each of a fixed number of ranges of chunks, added in order.
+// Formulas: few_queries_grad.h.
 #pragma once
 
 #include "cpu/few_queries_grad.h"
@@ -9,29 +11,32 @@
 ATTN_NAMESPACE_BEGIN
 namespace pool {
 
-constexpr int64_t kGradTokens = 64;  // keys of a work item
-constexpr int64_t kGradRows = 64;    // queries at a time
+constexpr int64_t kGradTokens = 64;  // keys of a chunk
+constexpr int64_t kGradRows = 64;    // queries at a time: rows, scores and weights of a tile stay in L1 and L2
 
 template <class In> class PanelBackward {
-  using A = Sum<In>;
-  static constexpr int W = kPanel<A>, L = kLanes<A>;
+  using T = Operand<In>;
+  using A = Acc<T>;
+  static constexpr int W = kPanel<T>, L = kLanes<T>;
 
   const QueryPoolBackwardParams& b_;
   const QueryPoolParams& p_;
-  const PanelCut<A> cut_;
-  const int64_t dim_, dim_v_;  // padded to whole vectors
+  const int64_t depth_, depth_v_;      // of a row, in operand elements
+  const int64_t columns_, columns_v_;  // of a row, padded to whole vectors
+  const int64_t units_;                // a unit is what one dq sums over: a sequence, or all of them for shared queries
   const Chunks chunks_;
-  const Buffer<A> lse2_, delta_;          // of rows, [sequences][heads][padded rows]: softmax over keys
-  const Buffer<A> key_lse2_, key_delta_;  // of keys, [heads][B L]: softmax over queries
-  const Buffer<A> factors_;               // relu_mean: 1 / kept keys of a sequence
+  const int64_t ranges_;          // of the chunks of a unit: one work item each
+  const Buffer<A> lse2_, delta_;  // of rows, [sequences][heads][queries]: softmax over keys
+  const Buffer<A> factors_;       // relu_mean: 1 / kept keys of a sequence
+  const Buffer<A> sums_;          // of dq, [units][heads][ranges][queries][columns]
 
   bool over_keys() const { return p_.activation == PoolActivation::softmax_keys; }
   bool over_queries() const { return p_.activation == PoolActivation::softmax_queries; }
-  bool shared() const { return p_.q.batch == 0; }
   int64_t group() const { return p_.heads / p_.heads_kv; }
+  int64_t sum_size() const { return p_.queries * columns_; }
 
   const In* q_base(int64_t sequence, int64_t head) const {
-    return static_cast<const In*>(p_.q.data) + (shared() ? 0 : sequence) * p_.q.batch + head * p_.q.head;
+    return static_cast<const In*>(p_.q.data) + sequence * p_.q.batch + head * p_.q.head;  // batch = 0: shared
   }
   const In* dout_base(int64_t sequence, int64_t head) const {
     return static_cast<const In*>(b_.dout.data) + sequence * b_.dout.batch + head * b_.dout.head;
@@ -39,43 +44,50 @@ template <class In> class PanelBackward {
   const In* key_base(const View4& v, const SequenceSpan& s, int64_t kv_head) const {
     return static_cast<const In*>(v.data) + s.batch * v.batch + kv_head * v.head + s.first * v.token;
   }
-  int64_t row_at(int64_t sequence, int64_t head) const { return (sequence * p_.heads + head) * cut_.padded_rows(); }
-  int64_t key_at(const SequenceSpan& s, int64_t head, int64_t position) const {
-    return head * p_.sequences.batch * p_.sequences.tokens + s.batch * p_.sequences.tokens + s.first + position;
-  }
   A logit_factor() const {
     return static_cast<A>(p_.activation == PoolActivation::relu_mean ? p_.scale : p_.scale * kLog2e);
   }
 
+  // Without dq nothing is summed over chunks, and each is an item.
+  int64_t count_ranges() const {
+    const int64_t most = b_.dq ? kQuerySums / (p_.heads_kv * (units_ > 0 ? units_ : 1)) : chunks_.count();
+    return most > 1 ? most : 1;
+  }
+
  public:
   explicit PanelBackward(const QueryPoolBackwardParams& b)
-      : b_(b), p_(b.forward), cut_{p_.queries}, dim_(padded<A>(p_.dim)), dim_v_(padded<A>(p_.dim_v)),
-        chunks_(p_.sequences, kGradTokens), lse2_(over_keys() ? p_.sequences.count * p_.heads * cut_.padded_rows() : 0),
-        delta_(over_keys() ? p_.sequences.count * p_.heads * cut_.padded_rows() : 0),
-        key_lse2_(over_queries() ? p_.heads * p_.sequences.batch * p_.sequences.tokens : 0),
-        key_delta_(over_queries() ? p_.heads * p_.sequences.batch * p_.sequences.tokens : 0),
-        factors_(p_.activation == PoolActivation::relu_mean ? p_.sequences.count : 0) {}
+      : b_(b), p_(b.forward), depth_(depth_of<T>(p_.dim)), depth_v_(depth_of<T>(p_.dim_v)),
+        columns_(round_up_lanes<T>(p_.dim)), columns_v_(round_up_lanes<T>(p_.dim_v)),
+        units_(b.shared ? 1 : p_.sequences.count), chunks_(p_.sequences, kGradTokens), ranges_(count_ranges()),
+        lse2_(over_keys() ? p_.sequences.count * p_.heads * p_.queries : 0),
+        delta_(over_keys() ? p_.sequences.count * p_.heads * p_.queries : 0),
+        factors_(p_.activation == PoolActivation::relu_mean ? p_.sequences.count : 0),
+        sums_(b.dq ? units_ * p_.heads * ranges_ * sum_size() : 0) {}
 
   void run() const {
     if (over_keys()) parallel_items(p_.sequences.count * p_.heads, [this](int64_t i, int) { row_statistics(i); });
     if (p_.activation == PoolActivation::relu_mean) mean_factors<A>(p_, factors_);
-    if (b_.dk.data || b_.dv.data || over_queries()) {
-      parallel_items(chunks_.count() * p_.heads_kv,
-                     [this](int64_t i, int) { key_gradients(chunks_.at(i / p_.heads_kv), i % p_.heads_kv); });
-    }
-    if (b_.dq) query_gradients();
+    parallel_items(units_ * p_.heads_kv * ranges_, [this](int64_t i, int) {
+      range_gradients(i / ranges_ / p_.heads_kv, i / ranges_ % p_.heads_kv, i % ranges_);
+    });
+    if (!b_.dq) return;
+    parallel_items(units_ * p_.heads, [this](int64_t at, int) {
+      A* sum = sums_ + at * ranges_ * sum_size();
+      for (int64_t i = 1; i < ranges_; ++i) add_row<A>(sum, sum + i * sum_size(), sum_size());
+      In* dq = static_cast<In*>(b_.dq) + at * p_.queries * p_.dim;
+      for (int64_t m = 0; m < p_.queries; ++m) scale_row<In>(dq + m * p_.dim, A{1}, sum + m * columns_, p_.dim);
+    });
   }
 
  private:
-  // lse in base 2 and delta = dout . out of the rows of one head. A row without keys, and padding, gets lse +inf, hence
-  // weights of exactly 0.
+  // lse in base 2 and delta = dout . out of the rows of one head. A row without keys gets lse +inf, hence weights of
+  // exactly 0.
   void row_statistics(int64_t item) const {
-    A *lse2 = lse2_ + item * cut_.padded_rows(), *delta = delta_ + item * cut_.padded_rows();
+    A *lse2 = lse2_ + item * p_.queries, *delta = delta_ + item * p_.queries;
     const In* dout = dout_base(item / p_.heads, item % p_.heads);
-    for (int64_t m = 0; m < cut_.padded_rows(); ++m) {
+    for (int64_t m = 0; m < p_.queries; ++m) {
       lse2[m] = kInf<A>;
       delta[m] = 0;
-      if (m >= p_.queries) continue;
       const A lse = static_cast<const A*>(p_.lse)[item * p_.queries + m];
       if (lse == -kInf<A>) continue;
       lse2[m] = lse * static_cast<A>(kLog2e);
@@ -87,136 +99,230 @@ template <class In> class PanelBackward {
     }
   }
 
-  // ---- keys and values ------------------------------------------------------------------------------------------
-
-  struct KeyScratch {
-    A *k, *v, *q, *dout, *s, *ds, *dk, *dv, *alpha;
+  struct Scratch {
+    T *k, *v, *k_columns;                    // of a chunk: panels for scores, columns for dq
+    T *q, *q_columns, *dout, *dout_columns;  // of a tile of queries
+    A *s, *ds;                               // [queries][W] of a panel of keys
+    T *weights, *slopes, *slope_rows;        // P and dS as operands: [queries][W], and dS as [queries][keys] for dq
+    A *dk, *dv, *alpha;
 
     // A softmax over the queries keeps the scores of all of them.
-    KeyScratch(Carve& c, const PanelBackward& f)
-        : k(c.take<A>(kGradTokens * f.dim_)), v(c.take<A>(kGradTokens * f.dim_v_)), q(c.take<A>(kGradRows * f.dim_)),
-          dout(c.take<A>(kGradRows * f.dim_v_)), s(c.take<A>(f.scored_rows() * W)), ds(c.take<A>(f.scored_rows() * W)),
-          dk(c.take<A>(kGradTokens * f.dim_)), dv(c.take<A>(kGradTokens * f.dim_v_)), alpha(c.take<A>(W)) {}
+    Scratch(Carve& c, const PanelBackward& f)
+        : k(c.take<T>(kGradTokens * f.depth_)), v(c.take<T>(kGradTokens * f.depth_v_)),
+          k_columns(c.take<T>(depth_of<T>(kGradTokens) * f.columns_)), q(c.take<T>(kGradRows * f.depth_)),
+          q_columns(c.take<T>(depth_of<T>(kGradRows) * f.columns_)), dout(c.take<T>(kGradRows * f.depth_v_)),
+          dout_columns(c.take<T>(depth_of<T>(kGradRows) * f.columns_v_)), s(c.take<A>(f.scored_rows() * W)),
+          ds(c.take<A>(f.scored_rows() * W)), weights(c.take<T>(depth_of<T>(kGradRows) * W)),
+          slopes(c.take<T>(depth_of<T>(kGradRows) * W)), slope_rows(c.take<T>(kGradRows * depth_of<T>(kGradTokens))),
+          dk(c.take<A>(kGradTokens * f.columns_)), dv(c.take<A>(kGradTokens * f.columns_v_)), alpha(c.take<A>(W)) {}
   };
 
   int64_t scored_rows() const { return over_queries() ? p_.queries : kGradRows; }
 
-  void load_rows(const In* base, int64_t stride, int64_t dim, int64_t first, int64_t n, A* to) const {
-    for (int64_t r = 0; r < n; ++r)
-      convert_row(base + (first + r) * stride, dim, to + r * padded<A>(dim), padded<A>(dim));
-  }
-
-  void key_gradients(const Chunk& c, int64_t kv_head) const {
-    const KeyScratch z = carve<KeyScratch>(*this);
+  // The kept keys of a chunk, and what of them every tile of queries needs.
+  struct Keys {
     TokenList tokens;
-    tokens.fill(p_.mask, c.span, c.begin, c.end, kGradTokens);
-    const PanelCut<A> keys{tokens.n};
+    PanelCut<T> cut;
+    Operands<T> columns;
+  };
+
+  // A tile of queries.
+  struct Rows {
+    int64_t first;
+    int n;
+    Operands<T> q, q_columns, dout, dout_columns;
+  };
+
+  void range_gradients(int64_t unit, int64_t kv_head, int64_t range) const {
+    const Scratch z = carve<Scratch>(*this);
     fill_row(z.alpha, A{1}, W);
-    clear_row(z.dk, kGradTokens * dim_);
-    clear_row(z.dv, kGradTokens * dim_v_);
-    const In *k = key_base(p_.k, c.span, kv_head), *v = key_base(p_.v, c.span, kv_head);
-    for (int64_t i = 0; i < keys.panels(); ++i) {
-      const int width = keys.vectors(i) * L;
-      pack_panel<A, In>([&](int64_t r) { return k + tokens.at[i * W + r] * p_.k.token; }, keys.rows(i), p_.dim,
-                        z.k + i * W * dim_, width);
-      pack_panel<A, In>([&](int64_t r) { return v + tokens.at[i * W + r] * p_.v.token; }, keys.rows(i), p_.dim_v,
-                        z.v + i * W * dim_v_, width);
-    }
-    for (int64_t head = kv_head * group(); head < (kv_head + 1) * group(); ++head) {
-      if (over_queries()) {
-        for (int64_t i = 0; i < keys.panels(); ++i) {
-          with_vectors(keys.vectors(i),
-                       [&](auto nv) { share_gradient<decltype(nv)::value>(c, head, i, keys, tokens, z); });
-        }
-        continue;
-      }
-      for (int64_t first = 0; first < p_.queries; first += kGradRows) {
-        const int64_t n = p_.queries - first < kGradRows ? p_.queries - first : kGradRows;
-        load_rows(q_base(c.sequence, head), p_.q.token, p_.dim, first, n, z.q);
-        load_rows(dout_base(c.sequence, head), b_.dout.token, p_.dim_v, first, n, z.dout);
-        for (int64_t i = 0; i < keys.panels(); ++i) {
-          with_vectors(keys.vectors(i), [&](auto nv) {
-            constexpr int NV = decltype(nv)::value;
-            scores<NV>(z, i, n, z.s, z.ds);
-            const int64_t at = row_at(c.sequence, head) + first;
-            for (int64_t m = 0; m < n; ++m) {
-              for (int x = 0; x < NV; ++x) {
-                row_gradient(z.s + (m * NV + x) * L, z.ds + (m * NV + x) * L, at + m, c.sequence);
-              }
-            }
-            add_products<NV>(z, i, keys.rows(i), n, z.s, z.ds);
-          });
-        }
-      }
-    }
-    write_keys(c, kv_head, tokens, z.dk, b_.dk, dim_, p_.dim);
-    write_keys(c, kv_head, tokens, z.dv, b_.dv, dim_v_, p_.dim_v);
-  }
-
-  // Logits s and dP ds of n queries (z.q, z.dout) against one panel of keys.
-  template <int NV> void scores(const KeyScratch& z, int64_t panel, int64_t n, A* s, A* ds) const {
-    vec<A> top[NV] = {};
-    dot_panel<A, NV>(z.q, dim_, n, p_.dim, z.k + panel * W * dim_, logit_factor(), s, top);
-    dot_panel<A, NV>(z.dout, dim_v_, n, p_.dim_v, z.v + panel * W * dim_v_, A{1}, ds, top);
-  }
-
-  // From logit and dP to weight and dS for one vector of keys; `at` is the row's place in lse2_ and delta_.
-  void row_gradient(A* s, A* ds, int64_t at, int64_t sequence) const {
-    const vec<A> x = load(s), g = load(ds), zero{};
-    if (over_keys()) {
-      const vec<A> w = exp2v(x - lse2_[at]);
-      store(s, w);
-      store(ds, w * (g - delta_[at]) * static_cast<A>(p_.scale));
-    } else {
-      store(s, x > 0 ? x * factors_[sequence] : zero);
-      store(ds, x > 0 ? g * (factors_[sequence] * static_cast<A>(p_.scale)) : zero);
-    }
-  }
-
-  template <int NV>
-  void add_products(const KeyScratch& z, int64_t panel, int rows, int64_t n, const A* s, const A* ds) const {
-    acc_panel<A>(ds, NV * L, rows, n, z.q, dim_, dim_, z.alpha, z.dk + panel * W * dim_, dim_);
-    acc_panel<A>(s, NV * L, rows, n, z.dout, dim_v_, dim_v_, z.alpha, z.dv + panel * W * dim_v_, dim_v_);
-  }
-
-  // Softmax over the queries: all queries of one head against one panel of keys, whose lse and delta are kept for dq.
-  template <int NV>
-  void share_gradient(const Chunk& c, int64_t head, int64_t panel, const PanelCut<A>& keys, const TokenList& tokens,
-                      const KeyScratch& z) const {
-    constexpr int width = NV * L;
-    const auto for_tiles = [&](auto&& f) {
-      for (int64_t first = 0; first < p_.queries; first += kGradRows) {
-        const int64_t n = p_.queries - first < kGradRows ? p_.queries - first : kGradRows;
-        load_rows(q_base(c.sequence, head), p_.q.token, p_.dim, first, n, z.q);
-        load_rows(dout_base(c.sequence, head), b_.dout.token, p_.dim_v, first, n, z.dout);
-        f(z.s + first * width, z.ds + first * width, n);
-      }
+    const int64_t begin = b_.shared ? 0 : chunks_.first(unit),
+                  end = b_.shared ? chunks_.count() : chunks_.first(unit + 1);
+    const int64_t per_range = (end - begin + ranges_ - 1) / ranges_, from = begin + range * per_range;
+    const int64_t head = kv_head * group();
+    const auto sum = [&](int64_t h) {
+      return b_.dq ? sums_ + ((unit * p_.heads + h) * ranges_ + range) * sum_size() : nullptr;
     };
-    for_tiles([&](A* s, A* ds, int64_t n) { scores<NV>(z, panel, n, s, ds); });
-    for (int x = 0; x < NV; ++x) {
-      vec<A> top = load(z.s + x * L), sum{}, mean{};
-      for (int64_t m = 1; m < p_.queries; ++m) top = vmax(load(z.s + m * width + x * L), top);
-      for (int64_t m = 0; m < p_.queries; ++m) {
-        A* s = z.s + m * width + x * L;
-        const vec<A> e = exp2v(load(s) - top);
-        store(s, e);
-        sum += e;
-        mean += e * load(z.ds + m * width + x * L);
+    for (int64_t h = head; b_.dq && h < head + group(); ++h) clear_row(sum(h), sum_size());
+    for (int64_t i = from; i < end && i < from + per_range; ++i) {
+      const Chunk c = chunks_.at(i);
+      clear_row(z.dk, kGradTokens * columns_);
+      clear_row(z.dv, kGradTokens * columns_v_);
+      const Keys keys = load_keys(c, kv_head, z);
+      for (int64_t h = head; h < head + group(); ++h) {
+        if (keys.tokens.n == 0) break;
+        if (over_queries()) share_gradients(c.sequence, h, keys, z, sum(h));
+        else head_gradients(c.sequence, h, keys, z, sum(h));
       }
-      mean /= sum;
-      for (int64_t m = 0; m < p_.queries; ++m) {
-        A *s = z.s + m * width + x * L, *ds = z.ds + m * width + x * L;
-        const vec<A> w = load(s) / sum;
-        store(s, w);
-        store(ds, w * (load(ds) - mean) * static_cast<A>(p_.scale));
+      write_keys(c, kv_head, keys.tokens, z.dk, b_.dk, columns_, p_.dim);
+      write_keys(c, kv_head, keys.tokens, z.dv, b_.dv, columns_v_, p_.dim_v);
+    }
+  }
+
+  Keys load_keys(const Chunk& c, int64_t kv_head, const Scratch& z) const {
+    Keys keys;
+    const TokenList& tokens = keys.tokens;
+    keys.tokens.fill(p_.mask, c.span, c.begin, c.end, kGradTokens);
+    keys.cut = {tokens.n};
+    const In *k = key_base(p_.k, c.span, kv_head), *v = key_base(p_.v, c.span, kv_head);
+    for (int64_t i = 0; i < keys.cut.panels(); ++i) {
+      const int width = keys.cut.vectors(i) * L;
+      pack_panel<T, In>([&](int64_t r) { return k + tokens.at[i * W + r] * p_.k.token; }, keys.cut.rows(i), p_.dim,
+                        z.k + i * W * depth_, width);
+      pack_panel<T, In>([&](int64_t r) { return v + tokens.at[i * W + r] * p_.v.token; }, keys.cut.rows(i), p_.dim_v,
+                        z.v + i * W * depth_v_, width);
+    }
+    if (b_.dq) keys.columns = as_columns<T, In>(k, p_.k.token, p_.dim, tokens, z.k_columns);
+    return keys;
+  }
+
+  Rows load_rows(int64_t sequence, int64_t head, int64_t first, const Scratch& z) const {
+    const TokenList list = TokenList::run_of(first, p_.queries - first < kGradRows ? p_.queries - first : kGradRows);
+    const In *q = q_base(sequence, head), *dout = dout_base(sequence, head);
+    Rows r{first,
+           list.n,
+           as_rows<T, In>(q, p_.q.token, p_.dim, list, z.q),
+           {},
+           as_rows<T, In>(dout, b_.dout.token, p_.dim_v, list, z.dout),
+           {}};
+    if (b_.dk.data) r.q_columns = as_columns<T, In>(q, p_.q.token, p_.dim, list, z.q_columns);
+    if (b_.dv.data) r.dout_columns = as_columns<T, In>(dout, b_.dout.token, p_.dim_v, list, z.dout_columns);
+    return r;
+  }
+
+  // Calls f(tile) for every tile of queries of a head.
+  template <class F> void for_tiles(int64_t sequence, int64_t head, const Scratch& z, F&& f) const {
+    for (int64_t first = 0; first < p_.queries; first += kGradRows) f(load_rows(sequence, head, first, z));
+  }
+
+  // Calls f(number of vectors as a constant, panel) for every panel of keys.
+  template <class F> static void for_panels(const Keys& keys, F&& f) {
+    for (int64_t i = 0; i < keys.cut.panels(); ++i) {
+      with_vectors(keys.cut.vectors(i), [&](auto nv) { f(nv, i); });
+    }
+  }
+
+  // Softmax over keys, and relu: weights of a query depend on what the forward pass left of its row only.
+  void head_gradients(int64_t sequence, int64_t head, const Keys& keys, const Scratch& z, A* sum) const {
+    const int64_t at = (sequence * p_.heads + head) * p_.queries;
+    const A scale = static_cast<A>(p_.scale), factor = over_keys() ? A{0} : factors_[sequence];
+    for_tiles(sequence, head, z, [&](const Rows& rows) {
+      for_panels(keys, [&](auto nv, int64_t panel) {
+        scores<nv>(rows, panel, z, z.s, z.ds);
+        weigh<nv>(z, panel, rows.n, z.s, z.ds, [&](int64_t m, int, vec<A>& s, vec<A>& ds) {
+          if (over_keys()) {
+            const int64_t row = at + rows.first + m;
+            s = exp2v(s - lse2_[row]);
+            ds = s * (ds - delta_[row]) * scale;
+          } else {
+            const auto positive = s > 0;
+            ds = positive ? ds * (factor * scale) : vec<A>{};
+            s = positive ? s * factor : vec<A>{};
+          }
+        });
+        add_to_keys<nv>(keys, rows, panel, z, z.s);
+      });
+      if (sum) add_to_queries(keys, rows, 0, keys.tokens.n, z, sum);
+    });
+  }
+
+  // Softmax over the queries: all queries of the head against one panel of keys.
+  void share_gradients(int64_t sequence, int64_t head, const Keys& keys, const Scratch& z, A* sum) const {
+    for_panels(keys, [&](auto nv, int64_t panel) {
+      constexpr int NV = nv, width = NV * L;
+      for_tiles(sequence, head, z, [&](const Rows& rows) {
+        scores<NV>(rows, panel, z, z.s + rows.first * width, z.ds + rows.first * width);
+      });
+      vec<A> top[NV], total[NV], mean[NV];
+      for (int x = 0; x < NV; ++x) {
+        top[x] = load(z.s + x * L);
+        total[x] = mean[x] = vec<A>{};
+        for (int64_t m = 1; m < p_.queries; ++m) top[x] = vmax(load(z.s + m * width + x * L), top[x]);
+        for (int64_t m = 0; m < p_.queries; ++m) {
+          A* s = z.s + m * width + x * L;
+          const vec<A> e = exp2v(load(s) - top[x]);
+          store(s, e);
+          total[x] += e;
+          mean[x] += e * load(z.ds + m * width + x * L);
+        }
+        mean[x] /= total[x];
       }
-      for (int lane = 0; lane < L && x * L + lane < keys.rows(panel); ++lane) {
-        const int64_t at = key_at(c.span, head, tokens.at[panel * W + x * L + lane]);
-        key_lse2_[at] = top[lane] + std::log2(sum[lane]);
-        key_delta_[at] = mean[lane];
+      for_tiles(sequence, head, z, [&](const Rows& rows) {
+        A *s = z.s + rows.first * width, *ds = z.ds + rows.first * width;
+        weigh<NV>(z, panel, rows.n, s, ds, [&](int64_t, int x, vec<A>& w, vec<A>& g) {
+          w /= total[x];
+          g = w * (g - mean[x]) * static_cast<A>(p_.scale);
+        });
+        add_to_keys<NV>(keys, rows, panel, z, s);
+        if (sum) add_to_queries(keys, rows, panel * W, keys.cut.rows(panel), z, sum);
+      });
+    });
+  }
+
+  // Logits s and dP ds of a tile of queries against one panel of keys.
+  template <int NV> void scores(const Rows& rows, int64_t panel, const Scratch& z, A* s, A* ds) const {
+    vec<A> top[NV] = {};
+    dot_panel<T, NV>(rows.q.data, rows.q.ld, rows.n, depth_, z.k + panel * W * depth_, logit_factor(), s, top);
+    product_panel<T, NV>(rows.dout.data, rows.dout.ld, rows.n, depth_v_, z.v + panel * W * depth_v_, ds);
+  }
+
+  // From logits and dP to P and dS by f(query, vector, s, ds), stored as operands: P where add_to_keys looks for it,
+  // dS twice.
+  template <int NV, class F>
+  void weigh(const Scratch& z, int64_t panel, int64_t n, A* s, const A* ds, F&& f) const {
+    for (int64_t m = 0; m < n; m += kPair<T>) {
+      for (int x = 0; x < NV; ++x) {
+        vec<A> w[kPair<T>] = {}, g[kPair<T>] = {};
+        for (int r = 0; r < kPair<T> && m + r < n; ++r) {
+          w[r] = load(s + ((m + r) * NV + x) * L);
+          g[r] = load(ds + ((m + r) * NV + x) * L);
+          f(m + r, x, w[r], g[r]);
+        }
+        if constexpr (kPairRows<T>) {
+          store(z.weights + (m / 2 * NV + x) * L, make_pairs(w[0], w[1]));
+          store(z.slopes + (m / 2 * NV + x) * L, make_pairs(g[0], g[1]));
+          In* row = slope_row(z, m) + panel * W + x * L;
+          store_as(row, g[0]);
+          if (m + 1 < n) store_as(row + kGradTokens, g[1]);
+        } else {
+          store(s + (m * NV + x) * L, w[0]);
+          store(z.slope_rows + m * kGradTokens + panel * W + x * L, g[0]);
+        }
       }
     }
-    for_tiles([&](A* s, A* ds, int64_t n) { add_products<NV>(z, panel, keys.rows(panel), n, s, ds); });
+  }
+
+  static In* slope_row(const Scratch& z, int64_t m) { return reinterpret_cast<In*>(z.slope_rows) + m * kGradTokens; }
+
+  // dk += dS^T q and dv += P^T dout, for one panel of keys.
+  template <int NV> void add_to_keys(const Keys& keys, const Rows& rows, int64_t panel, const Scratch& z, A* s) const {
+    const int64_t depth = depth_of<T>(rows.n), lanes = keys.cut.rows(panel);
+    const auto add = [&](const T* p, int64_t width, const Operands<T>& of, int64_t columns, A* to) {
+      acc_panel<T>(p, width, lanes, depth, of.data, of.ld, columns, z.alpha, to + panel * W * columns, columns);
+    };
+    const T *weights, *slopes;
+    int64_t width = kGradTokens;
+    if constexpr (kPairRows<T>) {
+      weights = z.weights;
+      slopes = z.slopes;
+      width = NV * L;
+    } else {
+      weights = s;
+      slopes = z.slope_rows + panel * W;
+    }
+    if (b_.dk.data) add(slopes, width, rows.q_columns, columns_, z.dk);
+    if (b_.dv.data) add(weights, NV * L, rows.dout_columns, columns_v_, z.dv);
+  }
+
+  // dq += dS k over the kept keys [begin, begin + n) of the chunk; begin is a panel's.
+  void add_to_queries(const Keys& keys, const Rows& rows, int64_t begin, int64_t n, const Scratch& z, A* sum) const {
+    if constexpr (kPairRows<T>) {
+      // The partner of a last odd key is no key: its k is 0, its dS may be anything.
+      for (int64_t m = 0; n % 2 && m < rows.n; ++m) slope_row(z, m)[begin + n] = In{};
+    }
+    attn::add_rows<T>(z.slope_rows + begin / kPair<T>, kGradTokens / kPair<T>, rows.n, depth_of<T>(n),
+                      keys.columns.data + begin / kPair<T> * keys.columns.ld, keys.columns.ld, columns_,
+                      sum + rows.first * columns_, columns_);
   }
 
   void write_keys(const Chunk& c, int64_t kv_head, const TokenList& tokens, const A* from, const View4& to, int64_t ld,
@@ -228,100 +334,6 @@ template <class In> class PanelBackward {
       if (next < tokens.n && tokens.at[next] == t) scale_row<In>(base + t * to.token, A{1}, from + next++ * ld, dim);
       else clear_row(base + t * to.token, dim);
     }
-  }
-
-  // ---- queries --------------------------------------------------------------------------------------------------
-
-  struct QueryScratch {
-    A *q, *dout, *k, *v, *s, *ds, *alpha;
-
-    QueryScratch(Carve& c, const PanelBackward& f)
-        : q(c.take<A>(kTilePanels * W * f.dim_)), dout(c.take<A>(kTilePanels * W * f.dim_v_)),
-          k(c.take<A>(kGradTokens * f.dim_)), v(c.take<A>(kGradTokens * f.dim_v_)), s(c.take<A>(kGradTokens * W)),
-          ds(c.take<A>(kGradTokens * W)), alpha(c.take<A>(W)) {}
-  };
-
-  // A unit is what one dq sums over: a sequence, or all of them for shared queries. Its chunks are cut into ranges for
-  // parallelism, their sums are added in order.
-  void query_gradients() const {
-    const int64_t units = b_.shared ? 1 : p_.sequences.count;
-    const int64_t tiles = (cut_.panels() + kTilePanels - 1) / kTilePanels;
-    const int64_t wanted = kQuerySums / (tiles * p_.heads * (units > 0 ? units : 1));
-    const int64_t ranges = wanted > 1 ? wanted : 1;
-    const int64_t rows = cut_.padded_rows(), size = rows * dim_;
-    const Buffer<A> sums(ranges * units * p_.heads * size);  // [units][heads][ranges][rows][dim]
-    parallel_items(units * p_.heads * tiles * ranges, [&](int64_t item, int) {
-      const int64_t range = item % ranges, tile = item / ranges % tiles, at = item / ranges / tiles;
-      const int64_t unit = at / p_.heads, head = at % p_.heads;
-      const int64_t begin = b_.shared ? 0 : chunks_.first(unit);
-      const int64_t end = b_.shared ? chunks_.count() : chunks_.first(unit + 1),
-                    per_range = (end - begin + ranges - 1) / ranges;
-      const int64_t stop = begin + (range + 1) * per_range;
-      A* sum = sums + (at * ranges + range) * size + tile * kTilePanels * W * dim_;
-      query_range(head, tile * kTilePanels, begin + range * per_range, stop < end ? stop : end, sum);
-    });
-    parallel_items(units * p_.heads, [&](int64_t at, int) {
-      A* sum = sums + at * ranges * size;
-      for (int64_t i = 1; i < ranges; ++i) add_row<A>(sum, sum + i * size, size);
-      In* dq = static_cast<In*>(b_.dq) + at * p_.queries * p_.dim;
-      for (int64_t m = 0; m < p_.queries; ++m) scale_row<In>(dq + m * p_.dim, A{1}, sum + m * dim_, p_.dim);
-    });
-  }
-
-  // dq of a tile of panels over chunks [begin, end), into sum [rows][dim].
-  void query_range(int64_t head, int64_t first, int64_t begin, int64_t end, A* sum) const {
-    const QueryScratch z = carve<QueryScratch>(*this);
-    const int64_t last = first + kTilePanels < cut_.panels() ? first + kTilePanels : cut_.panels();
-    clear_row(sum, (last - first) * W * dim_);
-    fill_row(z.alpha, A{1}, W);
-    int64_t sequence = -1;
-    for (int64_t index = begin; index < end; ++index) {
-      const Chunk c = chunks_.at(index);
-      if (c.sequence != sequence) {
-        for (int64_t i = first; i < last; ++i) {
-          if (sequence < 0 || !shared()) {
-            pack_queries<A, In>(q_base(c.sequence, head), p_.q.token, p_.dim, cut_, i, z.q + (i - first) * W * dim_);
-          }
-          pack_queries<A, In>(dout_base(c.sequence, head), b_.dout.token, p_.dim_v, cut_, i,
-                              z.dout + (i - first) * W * dim_v_);
-        }
-        sequence = c.sequence;
-      }
-      TokenList tokens;
-      tokens.fill(p_.mask, c.span, c.begin, c.end, kGradTokens);
-      if (tokens.n == 0) continue;
-      const int64_t kv_head = head / group();
-      const Operands<A> keys = as_columns<A, In>(key_base(p_.k, c.span, kv_head), p_.k.token, p_.dim, tokens, z.k);
-      const Operands<A> values = as_rows<A, In>(key_base(p_.v, c.span, kv_head), p_.v.token, p_.dim_v, tokens, z.v);
-      for (int64_t i = first; i < last; ++i) {
-        with_vectors(cut_.vectors(i), [&](auto nv) {
-          constexpr int NV = decltype(nv)::value;
-          vec<A> top[NV] = {};
-          dot_panel<A, NV>(keys.data, keys.ld, tokens.n, p_.dim, z.q + (i - first) * W * dim_, logit_factor(), z.s,
-                           top);
-          dot_panel<A, NV>(values.data, values.ld, tokens.n, p_.dim_v, z.dout + (i - first) * W * dim_v_, A{1}, z.ds,
-                           top);
-          for (int j = 0; j < tokens.n; ++j) {
-            for (int x = 0; x < NV; ++x) {
-              const int64_t at = (j * NV + x) * L;
-              lane_gradient(z.s + at, z.ds + at, row_at(c.sequence, head) + i * W + x * L,
-                            key_at(c.span, head, tokens.at[j]), c.sequence);
-            }
-          }
-          acc_panel<A>(z.ds, NV * L, cut_.rows(i), tokens.n, keys.data, keys.ld, dim_, z.alpha,
-                       sum + (i - first) * W * dim_, dim_);
-        });
-      }
-    }
-  }
-
-  // From logit and dP (in ds) to dS for one vector of queries at `row` against one key.
-  void lane_gradient(const A* s, A* ds, int64_t row, int64_t key, int64_t sequence) const {
-    const vec<A> x = load(s), g = load(ds), zero{};
-    const A scale = static_cast<A>(p_.scale);
-    if (over_keys()) store(ds, exp2v(x - load(lse2_ + row)) * (g - load(delta_ + row)) * scale);
-    else if (over_queries()) store(ds, exp2v(x - key_lse2_[key]) * (g - key_delta_[key]) * scale);
-    else store(ds, x > 0 ? g * (factors_[sequence] * scale) : zero);
   }
 };
 

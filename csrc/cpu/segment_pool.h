@@ -152,7 +152,7 @@ template <class T> inline void segment_forward(const SegmentPoolParams& p) {
   const SegmentItems items(p, chunk_tokens(n));
   const Buffer<S> partial(items.partials() * n);
   const Buffer<int64_t> kept(items.partials());
-  parallel_items(items.count(), [&](int64_t item, int) {
+  parallel_runs(items.count(), [&](int64_t item, int) {
     S* acc = carve<SegmentScratch<T>>(n).a;
     items.for_parts(item, [&](const SegmentPart& part) {
       const PartRows<T> rows(p, part);

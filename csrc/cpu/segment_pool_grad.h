@@ -105,7 +105,7 @@ template <class T> inline void segment_backward(const SegmentPoolBackwardParams&
   const Buffer<S> maxima(maximum ? items.partials() * n : 0), shares(items.partials() * n);
   const Buffer<int64_t> kept(items.partials());
   if (items.partials() > 0) {
-    parallel_items(items.count(), [&](int64_t item, int) {
+    parallel_runs(items.count(), [&](int64_t item, int) {
       items.for_parts(item, [&](const SegmentPart& part) {
         if (part.whole) return;
         const PartRows<T> rows(p, part);
@@ -120,7 +120,7 @@ template <class T> inline void segment_backward(const SegmentPoolBackwardParams&
       gradient.share_out(batch, segment, number, parts, kept, maxima, shares, carve<SegmentScratch<T>>(n));
     });
   }
-  parallel_items(items.count(), [&](int64_t item, int) {
+  parallel_runs(items.count(), [&](int64_t item, int) {
     const auto scratch = carve<SegmentScratch<T>>(n);
     const RowWriter<T> writer(p.batch * p.tokens * n * int64_t{sizeof(T)} >= kStreamBytes, scratch.row, n);
     items.for_parts(item, [&](const SegmentPart& part) {

@@ -46,7 +46,7 @@ template <class T> struct TapCall {
 template <class T> inline void tap_forward(const TapPoolParams& p) {
   using S = Sum<T>;
   const TapCall<T> call(p);
-  parallel_items(p.batch * call.bands, [&](int64_t item, int) {
+  parallel_runs(p.batch * call.bands, [&](int64_t item, int) {
     for (int64_t c = 0; c < p.channels; c += kTapChannels) {
       const int64_t n = p.channels - c < kTapChannels ? p.channels - c : kTapChannels;
       call.for_pixels(item, [&](int64_t batch, int64_t y, int64_t x) {
@@ -91,7 +91,7 @@ template <class T> inline void tap_backward(const TapPoolBackwardParams& b) {
     S* sums;
     Scratch(Carve& c, int64_t n) : sums(c.take<S>(n)) {}
   };
-  parallel_items(p.batch * call.bands, [&](int64_t item, int) {
+  parallel_runs(p.batch * call.bands, [&](int64_t item, int) {
     S* dweights = carve<Scratch>(pixels * p.scales).sums;  // of the item's pixels
     clear_row(dweights, pixels * p.scales);
     for (int64_t c = 0; c < p.channels; c += kTapChannels) {

@@ -46,7 +46,7 @@ template <class T> inline void window_forward(const WindowPoolParams& p) {
   using S = Sum<T>;
   const Chunks chunks(p.sequences, chunk_tokens(p.channels));
   const bool stream = streams<T>(p);
-  parallel_items(chunks.count(), [&](int64_t item, int) {
+  parallel_runs(chunks.count(), [&](int64_t item, int) {
     const Chunk chunk = chunks.at(item);
     const WindowRows<T> x = window_rows<T>(p, chunk.span);
     const auto scratch = carve<WindowScratch<T>>(x, p.channels, int64_t{0});
@@ -93,7 +93,7 @@ template <class T> inline void window_backward(const WindowPoolBackwardParams& b
   const WindowPoolParams& p = b.forward;
   const Chunks chunks(p.sequences, chunk_tokens(p.channels));
   const bool stream = streams<T>(p);
-  parallel_items(chunks.count(), [&](int64_t item, int) {
+  parallel_runs(chunks.count(), [&](int64_t item, int) {
     const Chunk chunk = chunks.at(item);
     const WindowRows<T> x = window_rows<T>(p, chunk.span);
     const T* dy = token_row<const T>(b.dout, chunk.span.batch, chunk.span.first);

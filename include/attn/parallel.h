@@ -26,8 +26,15 @@ int parallel_threads();
 // Size of the std::thread pool behind the default backend; 0 = the number of hardware threads.
 void set_pool_threads(int threads);
 
-// parallel_items with the types erased.
-void parallel_items_erased(int64_t items, void (*call)(void* context, int64_t item, int worker), void* context);
+// How many items a worker takes from the queue at a time.
+enum class Take {
+  one,  // items may differ in cost
+  run,  // consecutive items, a share of what is left
+};
+
+// parallel_items and parallel_runs with the types erased.
+void parallel_items_erased(int64_t items, Take take, void (*call)(void* context, int64_t item, int worker),
+                           void* context);
 
 }  // namespace attn
 
@@ -37,11 +44,19 @@ ATTN_NAMESPACE_BEGIN
 // workers become free. `worker` is in [0, parallel_threads()) and no two calls that run at the same time share it.
 // The first exception thrown by fn stops the queue and is rethrown here.
 template <class F>
-inline void parallel_items(int64_t items, F&& fn) {
+inline void parallel_items(int64_t items, F&& fn, Take take = Take::one) {
   using Fn = std::remove_reference_t<F>;
   parallel_items_erased(
-      items, [](void* context, int64_t item, int worker) { (*static_cast<Fn*>(context))(item, worker); },
+      items, take, [](void* context, int64_t item, int worker) { (*static_cast<Fn*>(context))(item, worker); },
       const_cast<void*>(static_cast<const void*>(&fn)));
+}
+
+// For items of about equal cost that read memory one after the other: a worker takes runs of them in their order. What
+// the hardware fetches ahead of one item is then of use to the next, and tensors of about the size of the last cache
+// keep more of themselves in it.
+template <class F>
+inline void parallel_runs(int64_t items, F&& fn) {
+  parallel_items(items, static_cast<F&&>(fn), Take::run);
 }
 
 ATTN_NAMESPACE_END

@@ -20,8 +20,33 @@ TEST_P(Parallel, EveryItemOnce) {
   for (int64_t items : {0, 1, 2, 3, 7, 64, 1000}) {
     std::vector<std::atomic<int>> seen(items);
     parallel_items(items, [&](int64_t item, int) { ++seen[item]; });
-    for (int64_t i = 0; i < items; ++i) EXPECT_EQ(seen[i], 1) << i << " of " << items;
+    parallel_runs(items, [&](int64_t item, int) { ++seen[item]; });
+    for (int64_t i = 0; i < items; ++i) EXPECT_EQ(seen[i], 2) << i << " of " << items;
   }
+}
+
+// One worker after another sees the items in their order.
+TEST(ParallelRuns, AreConsecutive) {
+  const ParallelBackend before = set_parallel_backend({[] { return 4; },
+                                                       [](int workers, void (*body)(void*, int), void* context) {
+                                                         for (int w = 0; w < workers; ++w) body(context, w);
+                                                       }});
+  std::vector<int64_t> order;
+  parallel_runs(100, [&](int64_t item, int) { order.push_back(item); });
+  set_parallel_backend(before);
+  ASSERT_EQ(order.size(), 100u);
+  for (int64_t i = 0; i < 100; ++i) EXPECT_EQ(order[i], i);
+}
+
+TEST_P(Parallel, AnExceptionEndsItsRun) {
+  std::atomic<int64_t> ran{0};
+  EXPECT_THROW(parallel_runs(int64_t{1} << 20,
+                             [&](int64_t item, int) {
+                               ++ran;
+                               if (item == 5) throw std::runtime_error("item 5");
+                             }),
+               std::runtime_error);
+  EXPECT_LT(ran, int64_t{1} << 20);
 }
 
 // A scratch area per worker is safe only if no two running calls share an index.
