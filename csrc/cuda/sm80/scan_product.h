@@ -26,19 +26,19 @@ namespace attn::cuda {
 
 // With taylor2, of the rows of a warp at a time.
 struct TaylorSums {
-  float dphi[kScanTile][kScanTile + 1], dx[kScanTile][kScanTile + 1];
-  bool there[kScanTile];  // is there a token?
+  float dphi[kTile][kTile + 1], dx[kTile][kTile + 1];
+  bool there[kTile];  // is there a token?
 };
 struct NoTaylorSums {};
 
 template <class T, bool kTaylor> struct ScanProduct {
   static constexpr int kThreads = 128, kWarps = kThreads / 32;
-  static_assert(16 * kWarps == kScanTile);
+  static_assert(16 * kWarps == kTile);
   using Params = ScanProductParams;
   using Tile = ScanTile<T>;
   struct Shared {
     Tile a, b, c;
-    float z[kScanTile], term[kScanTile];
+    float z[kTile], term[kTile];
     int32_t found[kWarps];
     std::conditional_t<kTaylor, TaylorSums, NoTaylorSums> taylor;
   };
@@ -49,16 +49,16 @@ template <class T, bool kTaylor> struct ScanProduct {
     ATTN_DEVICE int64_t token() const { return at.token + first; }
   };
 
-  ATTN_HD static int64_t segment_tiles(const Params& p) { return p.segments.length / kScanTile; }
-  ATTN_HD static int64_t tiles(int64_t dim) { return (dim + kScanTile - 1) / kScanTile; }
+  ATTN_HD static int64_t segment_tiles(const Params& p) { return p.segments.length / kTile; }
+  ATTN_HD static int64_t tiles(int64_t dim) { return (dim + kTile - 1) / kTile; }
   static Grid grid(const Params& p) { return {p.segments.slots() * segment_tiles(p), tiles(p.c.dim), p.heads}; }
 
   ATTN_DEVICE static bool open(const Params& p, Place& x) {
     const int64_t tile = seam::block_x() % segment_tiles(p);
     if (!open_segment(p.segments, seam::block_x() / segment_tiles(p), x.at)) return false;
-    x.first = x.at.begin + tile * kScanTile;
-    x.count = x.at.end - x.first < kScanTile ? x.at.end - x.first : kScanTile;
-    x.column = static_cast<int64_t>(seam::block_y()) * kScanTile;
+    x.first = x.at.begin + tile * kTile;
+    x.count = x.at.end - x.first < kTile ? x.at.end - x.first : kTile;
+    x.column = static_cast<int64_t>(seam::block_y()) * kTile;
     x.head = seam::block_z();
     x.state_head = p.many ? x.head : x.head / p.share;
     return x.count > 0;
@@ -77,14 +77,14 @@ template <class T, bool kTaylor> struct ScanProduct {
     const int64_t first = v.transposed ? x.column : inner, across = v.transposed ? inner : x.column;
     const int64_t rows = v.transposed ? v.outer : p.a.dim, columns = v.transposed ? p.a.dim : v.outer;
     ATTN_ROLLED
-    for (int i = seam::thread(); i < kScanTile * kScanTile; i += kThreads) {
-      const int row = i / kScanTile, column = i % kScanTile;
+    for (int i = seam::thread(); i < kTile * kTile; i += kThreads) {
+      const int row = i / kTile, column = i % kTile;
       const bool in = first + row < rows && across + column < columns;
       const float y = in ? s[(first + row) * columns + across + column] : 0;
       if (v.transposed) shared.c.put(column, row, y);
       else shared.c.put(row, column, y);
     }
-    if (const int r = seam::thread(); r < kScanTile) {
+    if (const int r = seam::thread(); r < kTile) {
       shared.z[r] = p.term == StateTerm::mass && inner + r < p.a.dim ? v.z[index * p.a.dim + inner + r] : 0;
     }
   }
@@ -94,7 +94,7 @@ template <class T, bool kTaylor> struct ScanProduct {
                                      float (&mass)[2]) {
     float own[4] = {};
     ATTN_ROLLED
-    for (int64_t inner = 0; inner < p.a.dim; inner += kScanTile) {
+    for (int64_t inner = 0; inner < p.a.dim; inner += kTile) {
       if (inner > 0) seam::sync_block();
       load_a(p.a, x, inner, shared);
       load_state(p, x, inner, shared);
@@ -110,7 +110,7 @@ template <class T, bool kTaylor> struct ScanProduct {
     const StateView& v = p.state;
     const float* z = v.z + ((v.by_segment ? x.at.slot : x.at.sequence) * v.heads + x.state_head) * v.outer;
     ATTN_UNROLL
-    for (int n = 0; n < kScanTile / 8; ++n) {
+    for (int n = 0; n < kTile / 8; ++n) {
       ATTN_UNROLL
       for (int c = 0; c < 2; ++c) {
         const int64_t column = x.column + sums_column(n, c);
@@ -127,10 +127,10 @@ template <class T, bool kTaylor> struct ScanProduct {
     auto& [dphi, dx, there] = shared.taylor;
     const int row = 16 * seam::warp() + seam::lane() / 2, half = seam::lane() % 2;  // a lane has every other element
     ATTN_ROLLED
-    for (int i = half; i < kScanTile; i += 2) dx[row][i] = 0;
+    for (int i = half; i < kTile; i += 2) dx[row][i] = 0;
     Place y = x;
     ATTN_ROLLED
-    for (y.column = 0; y.column < p.state.outer; y.column += kScanTile) {
+    for (y.column = 0; y.column < p.state.outer; y.column += kTile) {
       if (y.column > 0) seam::sync_block();
       clear_sums(sums);
       float mass[2];
@@ -143,14 +143,6 @@ template <class T, bool kTaylor> struct ScanProduct {
     }
     for_sums([&](int n, int e, int r, int column) { sums[n][e] = dx[r][column]; });
   }
-  // f(n, e, row, column) for the calling thread's sums.
-  template <class F> ATTN_DEVICE static void for_sums(F&& f) {
-    ATTN_UNROLL
-    for (int n = 0; n < kScanTile / 8; ++n) {
-      ATTN_UNROLL
-      for (int e = 0; e < 4; ++e) f(n, e, sums_row(16 * seam::warp(), e / 2), sums_column(n, e % 2));
-    }
-  }
   ATTN_DEVICE static void pull_back(const Params& p, const Place& x, int64_t feature, const float* dphi, float* dx,
                                     int row, int half) {
     const T* elements = scan_row<const T>(p.at.x, x.at.batch, x.head, x.token() + row);
@@ -158,11 +150,11 @@ template <class T, bool kTaylor> struct ScanProduct {
     const auto element = [&](int64_t i) { return i == 0 ? 1.0f : seam::to_float(elements[i - 1]); };
     const auto add = [&](int64_t i, float d) {
       const int64_t to = i - 1 - x.column;
-      if (i > 0 && to >= 0 && to < kScanTile && to % 2 == half) dx[to] += d;
+      if (i > 0 && to >= 0 && to < kTile && to % 2 == half) dx[to] += d;
     };
     Taylor2::Place at = map.find(feature);
     ATTN_ROLLED
-    for (int i = 0; i < kScanTile && feature + i < p.state.outer; ++i) {
+    for (int i = 0; i < kTile && feature + i < p.state.outer; ++i) {
       const float d = dphi[i] * map.scale(at);
       add(at.a, d * element(at.b));
       add(at.b, d * element(at.a));
@@ -174,8 +166,8 @@ template <class T, bool kTaylor> struct ScanProduct {
   ATTN_DEVICE static void take_out_not_finite(Shared& shared) {
     seam::sync_block();
     ATTN_ROLLED
-    for (int i = seam::thread(); i < kScanTile * kScanTile; i += kThreads) {
-      const int row = i / kScanTile, column = i % kScanTile;
+    for (int i = seam::thread(); i < kTile * kTile; i += kThreads) {
+      const int row = i / kTile, column = i % kTile;
       const float y = shared.c.get(row, column);
       const bool finite = y - y == 0;
       shared.b.put(row, column, finite ? 0 : y);
@@ -185,9 +177,9 @@ template <class T, bool kTaylor> struct ScanProduct {
   }
   ATTN_DEVICE static void put_back_not_finite(const Params& p, Shared& shared, TileSums& sums) {
     ATTN_ROLLED
-    for (int j = 0; j < kScanTile; ++j) {
+    for (int j = 0; j < kTile; ++j) {
       ATTN_UNROLL
-      for (int n = 0; n < kScanTile / 8; ++n) {
+      for (int n = 0; n < kTile / 8; ++n) {
         ATTN_UNROLL
         for (int e = 0; e < 4; ++e) {
           const float y = shared.b.get(j, sums_column(n, e % 2));
@@ -206,15 +198,15 @@ template <class T, bool kTaylor> struct ScanProduct {
                                      int64_t head, int64_t first, Shared& shared, TileSums& scores) {
     const int64_t left = x.at.end - first, token = x.at.token + first, batch = x.at.batch;
     ATTN_ROLLED
-    for (int64_t inner = 0; inner == 0 || inner < a.dim; inner += kScanTile) {
+    for (int64_t inner = 0; inner == 0 || inner < a.dim; inner += kTile) {
       seam::sync_block();
-      if (kTaylor || a.dim > kScanTile) load_a(a, x, inner, shared);  // otherwise there since take_state
+      if (kTaylor || a.dim > kTile) load_a(a, x, inner, shared);  // otherwise there since take_state
       load_scan_rows<T, kThreads, false>(shared.b, b, batch, head, token, left, inner);
-      if (kWithC && inner + kScanTile >= a.dim) {
+      if (kWithC && inner + kTile >= a.dim) {
         const bool finite = load_scan_rows<T, kThreads, kTaylor>(shared.c, p.c, batch, head, token, left, x.column);
         const bool found = seam::any(!finite);
         if (seam::lane() == 0) shared.found[seam::warp()] = found;
-        if (const int r = seam::thread(); r < kScanTile) {
+        if (const int r = seam::thread(); r < kTile) {
           const int64_t heads = p.many ? p.heads * p.share : p.heads;
           shared.term[r] = p.token_term && r < left ? p.token_term[(batch * heads + head) * p.tokens + token + r] : 0;
           if constexpr (kTaylor) shared.taylor.there[r] = r < left && row_kept(b.keep, batch, token + r);
@@ -278,7 +270,7 @@ template <class T, bool kTaylor> struct ScanProduct {
       const T* at = p.at.x.data && kept ? scan_row<const T>(p.at.x, batch, x.head, token) : nullptr;
       T* out = scan_row<T>(p.out, batch, x.head, token);
       ATTN_UNROLL
-      for (int n = 0; n < kScanTile / 8; ++n) {
+      for (int n = 0; n < kTile / 8; ++n) {
         const int64_t d = x.column + sums_column(n, 0);
         float y[2];
         ATTN_UNROLL
@@ -318,7 +310,7 @@ template <class T, bool kTaylor> struct ScanProduct {
       ATTN_ROLLED
       for (int64_t h = head; h < head + heads; ++h) {
         ATTN_ROLLED
-        for (int64_t first = begin; first < end; first += kScanTile) take_tokens(p, x, h, first, u, shared, sums, mass);
+        for (int64_t first = begin; first < end; first += kTile) take_tokens(p, x, h, first, u, shared, sums, mass);
       }
     }
     finish(p, x, sums, mass);

@@ -17,29 +17,29 @@ template <class T, bool kTaylor> struct SegmentSums {
   using Tile = ScanTile<T>;
   struct Shared {
     Tile b, c;
-    float weight[kScanTile];
+    float weight[kTile];
   };
 
-  ATTN_HD static int64_t tiles(int64_t dim) { return (dim + kScanTile - 1) / kScanTile; }
+  ATTN_HD static int64_t tiles(int64_t dim) { return (dim + kTile - 1) / kTile; }
   static Grid grid(const Params& p) { return {p.segments.slots(), tiles(p.b.dim) * tiles(p.c.dim), p.heads}; }
 
   ATTN_DEVICE static void run(const Params& p, Shared& shared) {
     ScanSegment at;
     if (!open_segment(p.segments, seam::block_x(), at)) return;
-    const int64_t across = tiles(p.c.dim), row = seam::block_y() / across * kScanTile;
-    const int64_t column = seam::block_y() % across * kScanTile, head = seam::block_z();
+    const int64_t across = tiles(p.c.dim), row = seam::block_y() / across * kTile;
+    const int64_t column = seam::block_y() % across * kTile, head = seam::block_z();
     TileSums sums;
     clear_sums(sums);
     float alone[4] = {};
     ATTN_ROLLED
     for (int64_t h = head * p.group; h < (head + 1) * p.group; ++h) {
       ATTN_ROLLED
-      for (int64_t i = at.begin; i < at.end; i += kScanTile) {
+      for (int64_t i = at.begin; i < at.end; i += kTile) {
         const int64_t token = at.token + i, left = at.end - i;
         seam::sync_block();  // the tiles before are done with
         load_scan_rows<T, kThreads, kTaylor>(shared.b, p.b, at.batch, h, token, left, row);
         load_scan_rows<T, kThreads, kTaylor>(shared.c, p.c, at.batch, h, token, left, column);
-        if (const int r = seam::thread(); r < kScanTile) {
+        if (const int r = seam::thread(); r < kTile) {
           float weight = p.weighted ? 1 : 0;
           if (p.weight)
             weight = r < left ? p.weight[(at.batch * p.heads * p.group + h) * p.segments.tokens + token + r] : 0;
@@ -60,7 +60,7 @@ template <class T, bool kTaylor> struct SegmentSums {
       const int64_t row = first + sums_row(16 * seam::warp(), i);
       if (row >= p.b.dim) continue;
       ATTN_UNROLL
-      for (int n = 0; n < kScanTile / 8; ++n) {
+      for (int n = 0; n < kTile / 8; ++n) {
         ATTN_UNROLL
         for (int c = 0; c < 2; ++c) {
           const int64_t x = column + sums_column(n, c);
