@@ -43,8 +43,6 @@ class Machine:
         for name in ("fma_peak", "bf16_peak"):
             getattr(self._lib, name).restype = ctypes.c_double
             getattr(self._lib, name).argtypes = [ctypes.c_double]
-        self._lib.read_all.argtypes = [ctypes.c_void_p, ctypes.c_int64]
-        self._lib.read_all.restype = ctypes.c_float
         self._lib.read_pieces.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64]
         self._lib.read_pieces.restype = ctypes.c_float
 
@@ -74,15 +72,9 @@ class Machine:
         return self.fma_gflops()
 
     def read(self, x: torch.Tensor) -> None:
-        """Read a contiguous tensor once, on all threads."""
-        share = x.numel() * x.element_size() // self.threads
-        offsets = iter(range(self.threads))
-
-        def call() -> float:
-            self._lib.read_all(x.data_ptr() + next(offsets) * share, share)
-            return 0.0
-
-        self._on_threads(call)
+        """Read a contiguous tensor once, on PyTorch's threads: others would have to wait until those stop
+        spinning after whatever ran before."""
+        x.flatten().view(torch.float32).sum()
 
     def read_pieces(self, addresses: torch.Tensor, size: int) -> None:
         """Read `size` bytes at every address (int64) once, in order, each thread its share of the list."""
@@ -98,19 +90,22 @@ class Machine:
     def read_gbs(self, megabytes: int = 512) -> float:
         """Read bandwidth of all threads together, GB/s, best of five passes over `megabytes`."""
         data = torch.ones(megabytes * 262144)
-        share = data.numel() * 4 // self.threads
         best = 0.0
         for _ in range(5):
             start = time.perf_counter()
-            offsets = iter(range(self.threads))
-
-            def call() -> float:
-                self._lib.read_all(data.data_ptr() + next(offsets) * share, share)
-                return 0.0
-
-            self._on_threads(call)
-            best = max(best, share * self.threads / (time.perf_counter() - start) * 1e-9)
+            self.read(data)
+            best = max(best, data.numel() * 4 / (time.perf_counter() - start) * 1e-9)
         return best
+
+    def seconds(self, call: Callable[[], None]) -> float:
+        """Median of five runs of a call that has threads of its own, each on a machine at rest."""
+        times = []
+        for _ in range(5):
+            time.sleep(0.05)
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return statistics.median(times)
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

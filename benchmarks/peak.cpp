@@ -1,5 +1,5 @@
-// What this machine can do, measured on the spot: multiply-add peak in float32 and bf16, and read bandwidth. Built by
-// common.py with -march=native for the machine it runs on; not part of the package.
+// What this machine can do, measured on the spot: multiply-add peak in float32 and bf16, and reading scattered memory.
+// Built by common.py with -march=native for the machine it runs on; not part of the package.
 #include <immintrin.h>
 
 #include <chrono>
@@ -69,23 +69,6 @@ double bf16_peak(double duration) {
   (void)duration;
   return 0;
 #endif
-}
-
-// Sums `bytes` of memory once, fetching ahead; the caller times it (on as many threads as it likes).
-float read_all(const void* data, int64_t bytes) {
-  const char* p = static_cast<const char*>(data);
-  vec sum[8] = {};
-  for (int64_t i = 0; i + static_cast<int64_t>(sizeof sum) <= bytes; i += sizeof sum) {
-    for (int k = 0; k < 8; ++k) {
-      __builtin_prefetch(p + i + k * sizeof(vec) + 8192, 0, 3);
-      vec x;
-      std::memcpy(&x, p + i + k * sizeof(vec), sizeof x);
-      sum[k] += x;
-    }
-  }
-  float total = 0;
-  for (auto& v : sum) total += v[0];
-  return total;
 }
 
 // Sums `count` pieces of `bytes` each, in turn, fetching ahead: every line of the next piece, and the translation of
