@@ -174,31 +174,31 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
                                                      int group = 0) {
     if constexpr (Product::kSplit) {
       multiply_values_rounded<true>(v, key, s, out, group);
-      return;
-    }
-    typename Product::A a[kSteps];
-    ATTN_UNROLL
-    for (int k = 0; k < kSteps; ++k) a[k] = Product::operand(s, k);
-    ATTN_UNROLL
-    for (int n = 0; n < kGroups; n += 2) {
-      uint32_t b[kSteps][2][2];
-      float up[2][4] = {}, down[2][4] = {};
+    } else {
+      typename Product::A a[kSteps];
       ATTN_UNROLL
-      for (int k = 0; k < kSteps; ++k) {
-        v.operands_b_transposed(b[k][0], b[k][1], key + kDepth * k, (group + n) / 2);
-        ATTN_UNROLL
-        for (int i = 0; i < 2; ++i) add_not_finite(a[k], b[k][i], up[i], down[i]);
-      }
+      for (int k = 0; k < kSteps; ++k) a[k] = Product::operand(s, k);
       ATTN_UNROLL
-      for (int i = 0; i < 2; ++i) {
+      for (int n = 0; n < kGroups; n += 2) {
+        uint32_t b[kSteps][2][2];
+        float up[2][4] = {}, down[2][4] = {};
         ATTN_UNROLL
-        for (int e = 0; e < 4; ++e) {
-          if (up[i][e] != 0) out[n + i][e] += INFINITY;
-          if (down[i][e] != 0) out[n + i][e] -= INFINITY;
+        for (int k = 0; k < kSteps; ++k) {
+          v.operands_b_transposed(b[k][0], b[k][1], key + kDepth * k, (group + n) / 2);
+          ATTN_UNROLL
+          for (int i = 0; i < 2; ++i) add_not_finite(a[k], b[k][i], up[i], down[i]);
         }
-        // Last: what follows the final mma would be put off to the end of the function, with all its registers.
         ATTN_UNROLL
-        for (int k = 0; k < kSteps; ++k) Product::add(out[n + i], a[k], b[k][i]);
+        for (int i = 0; i < 2; ++i) {
+          ATTN_UNROLL
+          for (int e = 0; e < 4; ++e) {
+            if (up[i][e] != 0) out[n + i][e] += INFINITY;
+            if (down[i][e] != 0) out[n + i][e] -= INFINITY;
+          }
+          // Last: what follows the final mma would be put off to the end of the function, with all its registers.
+          ATTN_UNROLL
+          for (int k = 0; k < kSteps; ++k) Product::add(out[n + i], a[k], b[k][i]);
+        }
       }
     }
   }

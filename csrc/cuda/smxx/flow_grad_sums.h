@@ -68,7 +68,7 @@ template <class T, FlowGradPass kPass> struct FlowGradSums {
     const FlowTokens& tokens = kSources ? c.sources : c.sinks;
     if (i >= tokens.count) return;
     const T* row = flow_row<const T>(kSources ? p.k : p.q, tokens, kSources ? c.head_kv(w.f) : c.head, i);
-    LaneRow x;
+    LaneRow x{};
     x.set(p.dim, [&](int, int d) { return flow_sigmoid(seam::to_float(row[d])); });
     float first, second = 0;  // what the row with eps weighs in the sums
     if constexpr (kPass == FlowGradPass::sinks) {
