@@ -71,6 +71,7 @@ attn_cuda_instances(cuda/sm80/decode_launch.h launch_decode TYPES f32 bf16 f16 D
 attn_cuda_instances(cuda/sm80/hip_launch.h launch_hip_select TYPES f32 bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_splits TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/attend_backward_launch.h launch_attend_gradients TYPES f32 bf16 f16 DIMS ${ATTN_CUDA_HEAD_DIMS})
+attn_cuda_instances(cuda/sm90/attend_backward_launch.h launch_group_gradients TYPES bf16 f16 DIMS 64 128 SM90A)
 attn_cuda_instances(cuda/smxx/attend_delta_launch.h launch_attend_delta TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/attend_delta_launch.h launch_sink_gradients TYPES f32)
 attn_cuda_instances(cuda/smxx/merge_launch.h launch_merge_states TYPES f32 bf16 f16)

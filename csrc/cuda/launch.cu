@@ -55,22 +55,41 @@ AttendLaunchers choose(const AttendParams& p) {
   }
 }
 
-// The kernel for sm_90a, where this build and the current device have it and it serves the call; else null. It computes
-// what launch_attend_forward does.
+#if ATTN_CUDA_SM90A
+template <DType kType> struct AttendGroupsOf {
+  template <int kDim> static constexpr Launcher<AttendParams> of = launch_attend_groups<kType, kDim>;
+};
+template <DType kType> struct GroupGradientsOf {
+  template <int kDim> static constexpr Launcher<BackwardParams> of = launch_group_gradients<kType, kDim>;
+};
+
+bool on_hopper(const char* what) {
+  return attribute(what, cudaDevAttrComputeCapabilityMajor) == 9 &&
+         attribute(what, cudaDevAttrComputeCapabilityMinor) == 0;
+}
+
+template <template <DType> class Of> auto by_group(const AttendParams& p) {
+  const bool bf16 = p.dtype == DType::bf16;
+  if (p.dim == 64) return bf16 ? Of<DType::bf16>::template of<64> : Of<DType::f16>::template of<64>;
+  return bf16 ? Of<DType::bf16>::template of<128> : Of<DType::f16>::template of<128>;
+}
+#endif
+
+// The kernels for sm_90a, where this build and the current device have them and they serve the call; else null. They
+// compute what those that `choose` finds do.
 Launcher<AttendParams> choose_groups(const AttendParams& p) {
 #if ATTN_CUDA_SM90A
-  constexpr const char* what = "attention forward";
-  if (!groups_serve(p) || attribute(what, cudaDevAttrComputeCapabilityMajor) != 9 ||
-      attribute(what, cudaDevAttrComputeCapabilityMinor) != 0) {
-    return nullptr;
-  }
-  const bool bf16 = p.dtype == DType::bf16;
-  if (p.dim == 64) return bf16 ? launch_attend_groups<DType::bf16, 64> : launch_attend_groups<DType::f16, 64>;
-  return bf16 ? launch_attend_groups<DType::bf16, 128> : launch_attend_groups<DType::f16, 128>;
-#else
+  if (groups_serve(p) && on_hopper("attention forward")) return by_group<AttendGroupsOf>(p);
+#endif
   static_cast<void>(p);
   return nullptr;
+}
+Launcher<BackwardParams> choose_groups(const AttendBackwardParams& b) {
+#if ATTN_CUDA_SM90A
+  if (groups_serve(b) && on_hopper("attention backward")) return by_group<GroupGradientsOf>(b.forward);
 #endif
+  static_cast<void>(b);
+  return nullptr;
 }
 
 template <DType kType> struct AttendGradientsOf {
@@ -178,7 +197,8 @@ void attend_backward(const AttendBackwardParams& params, float* scratch, Stream 
   const BackwardParams b{params, scratch};
   launch.delta(b, stream);
   launch_sink_gradients<DType::f32>(b, stream);
-  launch.gradients(b, stream);
+  const Launcher<BackwardParams> groups = choose_groups(params);
+  (groups ? groups : launch.gradients)(b, stream);
 }
 void check_attend_backward(const AttendBackwardParams& params) { choose(params); }
 

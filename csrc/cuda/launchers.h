@@ -22,6 +22,7 @@ template <DType kType, int kDim> void launch_decode(const DecodeParams& params, 
 template <DType kType, int kDim> void launch_hip_select(const SelectParams& params, Stream stream);
 template <DType kType> void launch_merge_splits(const MergeSplitsParams& params, Stream stream);
 template <DType kType, int kDim> void launch_attend_gradients(const BackwardParams& params, Stream stream);
+template <DType kType, int kDim> void launch_group_gradients(const BackwardParams& params, Stream stream);  // sm_90a
 template <DType kType> void launch_attend_delta(const BackwardParams& params, Stream stream);
 // kType: of lse.
 template <DType kType> void launch_sink_gradients(const BackwardParams& params, Stream stream);

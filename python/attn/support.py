@@ -18,11 +18,11 @@ _GPU = """The CUDA kernels have been compiled, and executed on the CPU by the ru
 have not been run on a GPU yet.
 
 On GPUs of compute capability 9.0, builds for 9.0 that found CUTLASS (`ATTN_CUDA_SM90A`) have
-kernels of their own for the forward of `attention`, `block_sparse_attention` and `s2_attention`:
-bf16 and fp16, equal head dimensions of 64 or 128, more than 16 rows (or packed), blocks in
-multiples of 64, a scale above 0, k and v whose rows begin at multiples of 16 bytes and aren't
-expanded, without softcap, segments, key weights, sink keys or skipped gates. They compute the same;
-every other call takes the kernels of sm_80."""
+kernels of their own for `attention`, `block_sparse_attention` and `s2_attention`: bf16 and fp16,
+equal head dimensions of 64 or 128, more than 16 rows (of the backward at least 64) or packed, blocks
+in multiples of 64, a scale above 0, k and v (of the backward q and the gradient of out, too) whose
+rows begin at multiples of 16 bytes and aren't expanded, without softcap, segments, key weights, sink
+keys or skipped gates. They compute the same; every other call takes the kernels of sm_80."""
 
 
 def matrix() -> str:

@@ -102,7 +102,12 @@ LIMITS = {
 }
 # Kernels that are compiled for sm_90a alone, with CUTLASS. They move registers from a producer to
 # consumers: the number is what a block starts with. HMMA: their careful way (sm90/attend_forward.h).
-SM90A_LIMITS = {"AttendGroups": Limit(4, 168, ("HGMMA", "UTMALDG", "USETMAXREG", "HMMA"))}
+ATTEND_GROUPS = Limit(4, 168, ("HGMMA", "UTMALDG", "USETMAXREG", "HMMA"))
+SM90A_LIMITS = {
+    "AttendGroups": ATTEND_GROUPS,
+    "KeyGroups": ATTEND_GROUPS,
+    "QueryGroups": ATTEND_GROUPS,
+}
 # Tensor core products (warp, warpgroup), ldmatrix, cp.async, TMA loads, registers moved, local memory.
 COUNTED = ("HMMA", "HGMMA", "LDSM", "LDGSTS", "UTMALDG", "USETMAXREG", "LDL", "STL")
 

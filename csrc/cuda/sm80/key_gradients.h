@@ -14,12 +14,34 @@
 
 namespace attn::cuda {
 
-template <class T, int kDim> struct KeyGradients {
+// What a warp has summed up for the 16 keys from the item's `first` on, of the features from group `group` of 8 on.
+template <class T, int kGroups>
+ATTN_DEVICE void store_keys(const View4& x, int64_t dim, const KeyItem& keys, int32_t first, int group, float scale,
+                            const float (&sum)[kGroups][4]) {
+  const bool pairs = stores_pairs<T>(x);
+  ATTN_UNROLL
+  for (int i = 0; i < 2; ++i) {
+    const int32_t key = keys.begin + first + seam::lane() / 4 + 8 * i;
+    if (key >= keys.end) continue;
+    T* to =
+        static_cast<T*>(x.data) + keys.seq.batch * x.batch + keys.head_kv * x.head + (keys.seq.k_token + key) * x.token;
+    ATTN_UNROLL
+    for (int n = 0; n < kGroups; ++n) {
+      store_pair(to, 8 * (group + n) + 2 * (seam::lane() % 4), dim, pairs, sum[n][2 * i] * scale,
+                 sum[n][2 * i + 1] * scale);
+    }
+  }
+}
+
+// Warps that share 16 keys and each sum a part of the features: what registers allow.
+template <class T, int kDim> constexpr int kKeyParts = Products<T>::kSplit ? kDim / 64 : kDim > 128 ? 2 : 1;
+
+// kBarrier: of its threads, where a block has more.
+template <class T, int kDim, int kParts = kKeyParts<T, kDim>, int kBarrier = 0> struct KeyGradients {
   static constexpr int kKeys = kTileKeysOf<T>, kRows = kKeys;  // of a tile
-  // What registers allow: rows of which a warp has the scores at once, and warps that share 16 keys and each sum a part
-  // of the features.
+  // Rows of which a warp has the scores at once: what registers allow.
   static constexpr int kColumns = kDim == 64 && !Products<T>::kSplit ? 32 : 16;
-  static constexpr int kParts = Products<T>::kSplit ? kDim / 64 : kDim > 128 ? 2 : 1, kGroups = kDim / 8 / kParts;
+  static constexpr int kGroups = kDim / 8 / kParts;
   static constexpr int kKeyWarps = kKeys / 16, kWarps = kKeyWarps * kParts, kThreads = 32 * kWarps;
   using Warp = WarpAttend<T, kDim, kColumns>;
   using Items = KeyGridOf<kKeys>;
@@ -145,11 +167,11 @@ template <class T, int kDim> struct KeyGradients {
     for (int64_t base = 0; base < tiles.count; base += kThreads) {
       const uint32_t touching = seam::ballot(tiles.touches(p, keys, base + seam::thread()));
       if (seam::lane() == 0) shared.touching[seam::warp()] = touching;
-      seam::sync_block();
+      sync_threads<kThreads, kBarrier>();
       int i = next_touching(shared, 0);
       if (seam::warp() == 0 && i >= 0) prepare(p, tiles, base + i, shared, 0);
       for (int turn = 0; i >= 0; turn ^= 1) {
-        seam::sync_block();  // the tile is prepared, and the one before done with
+        sync_threads<kThreads, kBarrier>();  // the tile is prepared, and the one before done with
         const RowItem& item = shared.item[turn];
         load_rows<kThreads>(p.q, p.dim, item, shared.q);
         load_rows<kThreads>(b.dout, p.dim_v, item, shared.dout);
@@ -165,29 +187,10 @@ template <class T, int kDim> struct KeyGradients {
           find_not_finite<kThreads>(shared.q, shared.found_q);
           find_not_finite<kThreads>(shared.dout, shared.found_dout);
         }
-        seam::sync_block();
+        sync_threads<kThreads, kBarrier>();
         add(p, item, t, scanned, shared, sums);
       }
-      seam::sync_block();  // everyone has read `touching`
-    }
-  }
-
-  // The calling warp's keys and features of one tensor.
-  ATTN_DEVICE static void store(const View4& x, int64_t dim, const KeyItem& keys, float scale,
-                                const float (&sum)[kGroups][4]) {
-    const bool pairs = stores_pairs<T>(x);
-    const int group = seam::warp() / kKeyWarps * kGroups;
-    ATTN_UNROLL
-    for (int i = 0; i < 2; ++i) {
-      const int key = keys.begin + Warp::row_of(seam::warp() % kKeyWarps * 16, i);
-      if (key >= keys.end) continue;
-      T* to = static_cast<T*>(x.data) + keys.seq.batch * x.batch + keys.head_kv * x.head +
-              (keys.seq.k_token + key) * x.token;
-      ATTN_UNROLL
-      for (int n = 0; n < kGroups; ++n) {
-        store_pair(to, 8 * (group + n) + 2 * (seam::lane() % 4), dim, pairs, sum[n][2 * i] * scale,
-                   sum[n][2 * i + 1] * scale);
-      }
+      sync_threads<kThreads, kBarrier>();  // everyone has read `touching`
     }
   }
 
@@ -203,11 +206,9 @@ template <class T, int kDim> struct KeyGradients {
     }
   }
 
-  ATTN_DEVICE static void run(const Params& b, Shared& shared) {
+  // Of the keys in shared.keys.
+  ATTN_DEVICE static void sum_keys(const Params& b, Shared& shared) {
     const AttendParams& p = b.forward;
-    if (seam::thread() == 0) shared.open = Items::open(p, seam::block_x(), seam::block_y(), shared.keys);
-    seam::sync_block();
-    if (!shared.open) return;
     const KeyItem& keys = shared.keys;
     Sums sums;
     ATTN_UNROLL
@@ -221,9 +222,17 @@ template <class T, int kDim> struct KeyGradients {
     seam::copy_commit();
     attend(b, shared, sums);
     seam::copy_wait<0>();  // where no row looks at the keys
-    store(b.dk, p.dim, keys, static_cast<float>(p.scale), sums.dk);
-    store(b.dv, p.dim_v, keys, 1, sums.dv);
+    const int32_t first = seam::warp() % kKeyWarps * 16;
+    const int group = seam::warp() / kKeyWarps * kGroups;
+    store_keys<T>(b.dk, p.dim, keys, first, group, static_cast<float>(p.scale), sums.dk);
+    store_keys<T>(b.dv, p.dim_v, keys, first, group, 1, sums.dv);
     if (b.dkey_log_weight) store_weights(b, keys, sums);
+  }
+
+  ATTN_DEVICE static void run(const Params& b, Shared& shared) {
+    if (seam::thread() == 0) shared.open = Items::open(b.forward, seam::block_x(), seam::block_y(), shared.keys);
+    seam::sync_block();
+    if (shared.open) sum_keys(b, shared);
   }
 };
 

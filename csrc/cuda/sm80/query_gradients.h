@@ -11,8 +11,10 @@
 
 namespace attn::cuda {
 
-template <class T, int kDim> struct QueryGradients {
-  static constexpr int kTile = kTileKeysOf<T>, kRows = kDim == 64 ? 2 * kTile : kTile;
+// kRows: of a block. kBarrier: of its threads, where a block has more.
+template <class T, int kDim, int kRows = kDim == 64 ? 2 * kTileKeysOf<T> : kTileKeysOf<T>, int kBarrier = 0>
+struct QueryGradients {
+  static constexpr int kTile = kTileKeysOf<T>;
   static constexpr int kWarps = kRows / kWarpRows, kThreads = 32 * kWarps;
   // Keys of which a warp has the scores at once: what registers allow.
   static constexpr int kKeys = kDim == 256 || (Products<T>::kSplit && kDim == 128) ? 16 : 32;
@@ -28,7 +30,15 @@ template <class T, int kDim> struct QueryGradients {
     RowItem item;
     bool open;
   };
-  struct Sums { float dq[kDim / 8][4], gate[2]; };  // gate: over the thread's own columns
+  struct Sums {
+    float dq[kDim / 8][4], gate[2];  // gate: over the thread's own columns
+
+    ATTN_DEVICE void clear() {
+      ATTN_UNROLL
+      for (int n = 0; n < kDim / 8; ++n) dq[n][0] = dq[n][1] = dq[n][2] = dq[n][3] = 0;
+      gate[0] = gate[1] = 0;
+    }
+  };
 
   static Grid grid(const Params& b) { return b.dq.data ? Items::grid(b.forward) : Grid{0}; }
 
@@ -41,7 +51,7 @@ template <class T, int kDim> struct QueryGradients {
     RowsReach reach = RowsReach::of(p, item, idle ? 0 : first, min_i32(first + kWarpRows, item.rows));
     typename Warp::Row rows[2];
     Warp::load_rows(p, item, first, rows, reach);
-    for_each_key_tile<kThreads>(p, item, shared, shared.k, [&](const Tile& t, bool scanned) {
+    for_each_key_tile<kThreads, kBarrier>(p, item, shared, shared.k, [&](const Tile& t, bool scanned) {
       if (idle || reach.sees_none(t, segments)) return;
       const bool masked = !reach.sees_all(t, segments), found = scanned && any_found(shared.found);
       ATTN_ROLLED
@@ -82,25 +92,24 @@ template <class T, int kDim> struct QueryGradients {
     }
   }
 
-  ATTN_DEVICE static void run(const Params& b, Shared& shared) {
-    const AttendParams& p = b.forward;
-    if (seam::thread() == 0) shared.open = Items::open(p, seam::block_x(), seam::block_y(), shared.item);
-    seam::sync_block();
-    if (!shared.open) return;
-    const RowItem& item = shared.item;
+  ATTN_DEVICE static void sum_rows(const Params& b, const RowItem& item, Shared& shared) {
     Sums sums;
-    ATTN_UNROLL
-    for (int n = 0; n < kDim / 8; ++n) sums.dq[n][0] = sums.dq[n][1] = sums.dq[n][2] = sums.dq[n][3] = 0;
-    sums.gate[0] = sums.gate[1] = 0;
+    sums.clear();
     RowGradient gradient[2];
     ATTN_UNROLL
     for (int i = 0; i < 2; ++i) gradient[i] = row_gradient(b, item, Warp::row_of(seam::warp() * kWarpRows, i));
-    if (block_any(gradient[0].lse2 != INFINITY || gradient[1].lse2 != INFINITY, shared.found)) {
-      load_rows<kThreads>(p.q, p.dim, item, shared.q);  // part of the first tile's group of copies
-      load_rows<kThreads>(b.dout, p.dim_v, item, shared.dout);
+    if (block_any<kBarrier>(gradient[0].lse2 != INFINITY || gradient[1].lse2 != INFINITY, shared.found)) {
+      load_rows<kThreads>(b.forward.q, b.forward.dim, item, shared.q);  // part of the first tile's group of copies
+      load_rows<kThreads>(b.dout, b.forward.dim_v, item, shared.dout);
       attend(b, item, gradient, shared, sums);
     }
     finish(b, item, sums);
+  }
+
+  ATTN_DEVICE static void run(const Params& b, Shared& shared) {
+    if (seam::thread() == 0) shared.open = Items::open(b.forward, seam::block_x(), seam::block_y(), shared.item);
+    seam::sync_block();
+    if (shared.open) sum_rows(b, shared.item, shared);
   }
 };
 

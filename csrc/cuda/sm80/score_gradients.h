@@ -21,6 +21,13 @@ ATTN_DEVICE RowGradient row_gradient(const BackwardParams& b, const RowItem& ite
   return {lse * static_cast<float>(kLog2e), b.delta[at], gate};
 }
 
+// Of a logit in base-2 units: its weight.
+ATTN_DEVICE float score_weight(float x, const RowGradient& r) { return seam::exp2_fast(x - r.lse2); }
+// Of a weight whose <dout, v> is `product`: the gradient of its logit.
+ATTN_DEVICE float logit_gradient(float weight, float product, const RowGradient& r) {
+  return weight * product * r.gate - weight * r.delta;
+}
+
 // Where a score stands.
 template <class Row> struct ScorePlace {
   int key;  // of the tile
@@ -46,8 +53,8 @@ ATTN_DEVICE void score_gradients(const AttendParams& p, const Tile& t, bool mask
         slope = 1 - x / cap * (x / cap);
       }
       if (p.key_log_weight.data) x += t.weight[at.key];
-      const float weight = seam::exp2_fast(x - at.gradient.lse2), projection = weight * g[n][e];
-      const float dlogit = projection * at.gradient.gate - weight * at.gradient.delta;
+      const float weight = score_weight(x, at.gradient), projection = weight * g[n][e];
+      const float dlogit = logit_gradient(weight, g[n][e], at.gradient);
       const bool keep = !masked || Warp::visible_key(p, t, at.key, at.row);
       sum(e, keep ? projection : 0, keep ? dlogit : 0);
       s[n][e] = keep ? weight * at.gradient.gate : 0;

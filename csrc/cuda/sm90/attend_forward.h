@@ -11,7 +11,7 @@
 #pragma once
 
 #include "cuda/sm80/attend_forward.h"
-#include "cuda/sm90/group_attend.h"
+#include "cuda/sm90/key_feed.h"
 
 namespace attn::cuda {
 
@@ -22,9 +22,10 @@ struct AttendGroupsParams {
 
 // kDim: 64 or 128, the features of q, k and v.
 template <class T, int kDim> struct AttendGroups {
-  static constexpr int kGroups = 2, kConsumers = kGroups * 128, kThreads = kConsumers + 128, kStages = 2;
+  static constexpr int kGroups = 2, kConsumers = kGroups * 128, kThreads = kConsumers + 128;
   // Of 65536 an SM has; the producer's warpgroup needs few.
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+  static_assert(moves_registers(kConsumerRegisters, kProducerRegisters));
   static constexpr int kAllConsumers = 1, kTurn = 2;  // named barriers; of a warpgroup's turn, kTurn + its number
   using Group = GroupAttend<T, kDim>;
   using State = typename Group::State;
@@ -36,76 +37,18 @@ template <class T, int kDim> struct AttendGroups {
     union {
       struct {
         typename Group::Queries q;
-        typename Group::Keys k[kStages], v[kStages];
+        typename Group::Keys k[kFeedStages], v[kFeedStages];
       };
       typename Careful::Shared careful;
     };
-    seam::Barrier k_full[kStages], v_full[kStages], k_empty[kStages], v_empty[kStages];
-    PieceTile tile[kStages];
+    seam::Barrier k_full[kFeedStages], v_full[kFeedStages], k_empty[kFeedStages], v_empty[kFeedStages];
+    PieceTile tile[kFeedStages];
     int32_t found[kConsumers / 32];
     RowItem item;
     bool open;
   };
 
   static Grid grid(const Params& p) { return AttendGrid::grid(p.attend); }
-
-  // Stage and parity of the n-th use of a buffer.
-  struct Turn {
-    int stage = 0, parity = 0;
-    ATTN_DEVICE void next() {
-      if (++stage < kStages) return;
-      stage = 0;
-      parity ^= 1;
-    }
-  };
-
-  ATTN_DEVICE static int groups_with_rows(const RowItem& item) { return item.rows > kGroupRows ? 2 : 1; }
-
-  // One thread.
-  ATTN_DEVICE static void init_barriers(Shared& shared) {
-    const int warps = 4 * groups_with_rows(shared.item);
-    for (int i = 0; i < kStages; ++i) {
-      seam::init_barrier(shared.k_full[i], 1);
-      seam::init_barrier(shared.v_full[i], 1);
-      seam::init_barrier(shared.k_empty[i], warps);
-      seam::init_barrier(shared.v_empty[i], warps);
-    }
-    seam::publish_barriers();
-  }
-
-  // One thread: both pieces of a tile, zeros for one that isn't there.
-  ATTN_DEVICE static void fetch(const AttendParams& p, const RowItem& item, const seam::TensorMap& map,
-                                const PieceTile& t, seam::Barrier& full, typename Group::Keys& to) {
-    for (int h = 0; h < kTilePieces; ++h) {
-      const int64_t token = t.start[h] < 0 ? p.tk : item.seq.k_token + t.start[h];
-      ATTN_UNROLL
-      for (int d = 0; d < Group::Keys::kCount; ++d) {
-        seam::load_box(to.panel[d].chunk + 8 * kPieceKeys * h, map, full, seam::kPanelElements * d,
-                       static_cast<int>(token), static_cast<int>(item.group.head_kv), static_cast<int>(item.seq.batch));
-      }
-    }
-  }
-
-  // One warp.
-  ATTN_DEVICE static void produce(const Params& p, Shared& shared) {
-    const RowItem& item = shared.item;
-    const bool first = seam::lane() == 0;
-    constexpr int kBytes = sizeof(typename Group::Keys);
-    Turn turn;
-    for_each_piece_tile(p.attend, item.group, [&](const PieceTile& t) {
-      const bool last = t.start[0] < 0;
-      const int i = turn.stage;
-      seam::wait_barrier(shared.k_empty[i], turn.parity ^ 1);
-      if (first) shared.tile[i] = t;
-      seam::arrive_warp_expecting(shared.k_full[i], last ? 0 : kBytes);
-      if (last) return;
-      if (first) fetch(p.attend, item, p.k, t, shared.k_full[i], shared.k[i]);
-      seam::wait_barrier(shared.v_empty[i], turn.parity ^ 1);
-      seam::arrive_warp_expecting(shared.v_full[i], kBytes);
-      if (first) fetch(p.attend, item, p.v, t, shared.v_full[i], shared.v[i]);
-      turn.next();
-    });
-  }
 
   // A warpgroup starts products when it has its turn.
   ATTN_DEVICE static void wait_turn(int groups, int group) {
@@ -125,7 +68,7 @@ template <class T, int kDim> struct AttendGroups {
     typename Group::Scores s;
     typename Group::Weights weights;
     float alpha[2];
-    Turn now, before;
+    StageTurn<kFeedStages> now, before;
     seam::wait_barrier(shared.k_full[0], 0);
     PieceTile t = shared.tile[0];
     if (t.start[0] < 0) return;
@@ -145,7 +88,7 @@ template <class T, int kDim> struct AttendGroups {
       wait_turn(groups, group);
       Group::start_products(shared.q, first, shared.k[now.stage], s);
       seam::wait_barrier(shared.v_full[before.stage], before.parity);
-      Group::start_values(weights, shared.v[before.stage], state);
+      Group::start_values(weights, shared.v[before.stage], state.out);
       pass_turn(groups, group);
       seam::group_wait<1>(s);
       seam::arrive_warp(shared.k_empty[now.stage]);
@@ -159,30 +102,16 @@ template <class T, int kDim> struct AttendGroups {
     // The last turn was passed on to a warpgroup that doesn't wait for it.
     if (group == 0) wait_turn(groups, group);
     seam::wait_barrier(shared.v_full[before.stage], before.parity);
-    Group::start_values(weights, shared.v[before.stage], state);
+    Group::start_values(weights, shared.v[before.stage], state.out);
     seam::group_wait<0>(state.out);
     ATTN_UNROLL
     for (int i = 0; i < 2; ++i) state.top[i] *= rows.scale;
   }
 
-  ATTN_DEVICE static void load_queries(const AttendParams& p, const RowItem& item, typename Group::Queries& q) {
-    const bool aligned = rows_aligned<T>(p.q);
-    ATTN_UNROLL
-    for (int d = 0; d < Group::Queries::kCount; ++d) {
-      const T* from = static_cast<const T*>(p.q.data) + item.seq.batch * p.q.batch + seam::kPanelElements * d;
-      q.panel[d].template load<kConsumers>(from, seam::kPanelElements, aligned,
-                                           [&](int r) { return r < item.rows ? row_offset(p.q, item, r) : -1; });
-    }
-    seam::copy_commit();
-    seam::copy_wait<0>();
-    seam::publish_shared();
-    seam::sync_named(kAllConsumers, kConsumers);
-  }
-
   ATTN_DEVICE static void run(const Params& p, Shared& shared) {
     if (seam::thread() == 0) {
       shared.open = AttendGrid::open(p.attend, seam::block_x(), seam::block_y(), shared.item);
-      if (shared.open) init_barriers(shared);
+      if (shared.open) init_key_feed(shared, 4 * groups_with_rows(shared.item));
     }
     seam::sync_block();
     if (!shared.open) return;
@@ -190,15 +119,16 @@ template <class T, int kDim> struct AttendGroups {
     const int group = seam::warp() / 4;
     if (group == kGroups) {
       seam::fewer_registers<kProducerRegisters>();
-      if (seam::warp() == kConsumers / 32) produce(p, shared);
+      if (seam::warp() == kConsumers / 32) feed_keys(p.attend, item, p.k, p.v, shared);
       return;
     }
     seam::more_registers<kConsumerRegisters>();
-    load_queries(p.attend, item, shared.q);
+    load_panels<kConsumers>(p.attend.q, item, shared.q);
+    publish_copies<kConsumers, kAllConsumers>();
     State state;
     state.clear();
     if (group < groups_with_rows(item)) consume(p, shared, group, state);
-    if (block_any<kAllConsumers>(!Group::finite(state), shared.found)) {
+    if (block_any<kAllConsumers>(!all_finite(state.out), shared.found)) {
       state.clear();
       cuda::load_queries<kConsumers>(p.attend, item, shared.careful.q);
       Careful::attend(p.attend, item, shared.careful, state);

@@ -22,6 +22,55 @@ template <class T, int kDim, int kRows> struct alignas(1024) Panels {
   }
 };
 
+// Starts s = products, along features, of 64 rows of A from `first` with the kCount rows of B.
+template <class T, int kDim, int kCount, class A, class B>
+ATTN_DEVICE void start_dots(A& a, int32_t first, B& b, float (&s)[kCount / 8][4]) {
+  seam::group_begin(s);
+  ATTN_UNROLL
+  for (int d = 0; d < kDim / 16; ++d) seam::group_mma<T, kCount>(s, a.along(first, d), b.along(0, d), d > 0);
+  seam::group_commit();
+}
+// Starts out += a times the rows of B.
+template <class T, int kDim, int kSteps, class B>
+ATTN_DEVICE void start_product(const uint32_t (&a)[kSteps][4], B& b, float (&out)[kDim / 8][4]) {
+  seam::group_begin(out);
+  ATTN_UNROLL
+  for (int k = 0; k < kSteps; ++k) seam::group_mma<T, kDim>(out, a[k], b.across(k));
+  seam::group_commit();
+}
+
+template <int kGroups> ATTN_DEVICE bool all_finite(const float (&x)[kGroups][4]) {
+  bool all = true;
+  ATTN_UNROLL
+  for (int n = 0; n < kGroups; ++n) {
+    ATTN_UNROLL
+    for (int e = 0; e < 4; ++e) all &= std::fabs(x[n][e]) < INFINITY;
+  }
+  return all;
+}
+
+// What a block of kThreads copies: the rows of an item (past its last one, zeros).
+template <int kThreads, class T, int kDim, int kRows>
+ATTN_DEVICE void load_panels(const View4& x, const RowItem& item, Panels<T, kDim, kRows>& to) {
+  const bool aligned = rows_aligned<T>(x);
+  ATTN_UNROLL
+  for (int d = 0; d < Panels<T, kDim, kRows>::kCount; ++d) {
+    const T* from = static_cast<const T*>(x.data) + item.seq.batch * x.batch + seam::kPanelElements * d;
+    to.panel[d].template load<kThreads>(from, seam::kPanelElements, aligned,
+                                        [&](int r) { return r < item.rows ? row_offset(x, item, r) : -1; });
+  }
+}
+// After which its products may read it.
+template <int kThreads, int kBarrier> ATTN_DEVICE void publish_copies() {
+  seam::copy_commit();
+  seam::copy_wait<0>();
+  seam::publish_shared();
+  seam::sync_named(kBarrier, kThreads);
+}
+
+// Warpgroups of a block that have rows.
+ATTN_DEVICE int groups_with_rows(const RowItem& item) { return item.rows > kGroupRows ? 2 : 1; }
+
 template <class T, int kDim> struct GroupAttend {
   using Warp = WarpAttend<T, kDim, kGroupKeys>;
   using State = typename Warp::State;  // top: of products, not scaled
@@ -46,17 +95,11 @@ template <class T, int kDim> struct GroupAttend {
 
   // Starts s = products of the rows from `first` with the keys of a tile.
   ATTN_DEVICE static void start_products(Queries& q, int32_t first, Keys& k, Scores& s) {
-    seam::group_begin(s);
-    ATTN_UNROLL
-    for (int d = 0; d < kDim / 16; ++d) seam::group_mma<T, kGroupKeys>(s, q.along(first, d), k.along(0, d), d > 0);
-    seam::group_commit();
+    start_dots<T, kDim, kGroupKeys>(q, first, k, s);
   }
   // Starts out += weights times values.
-  ATTN_DEVICE static void start_values(const Weights& a, Keys& v, State& state) {
-    seam::group_begin(state.out);
-    ATTN_UNROLL
-    for (int k = 0; k < kGroupKeys / 16; ++k) seam::group_mma<T, kDim>(state.out, a[k], v.across(k));
-    seam::group_commit();
+  ATTN_DEVICE static void start_values(const Weights& a, Keys& v, float (&out)[kDim / 8][4]) {
+    start_product<T, kDim>(a, v, out);
   }
 
   ATTN_DEVICE bool sees_all(const PieceTile& t) const {
@@ -127,16 +170,6 @@ template <class T, int kDim> struct GroupAttend {
   ATTN_DEVICE static void take_weights(const Scores& s, Weights& a) {
     ATTN_UNROLL
     for (int k = 0; k < kGroupKeys / 16; ++k) Products<T>::pack(a[k], s, k);
-  }
-
-  ATTN_DEVICE static bool finite(const State& state) {
-    bool all = true;
-    ATTN_UNROLL
-    for (int n = 0; n < Warp::kFeatureGroups; ++n) {
-      ATTN_UNROLL
-      for (int e = 0; e < 4; ++e) all &= std::fabs(state.out[n][e]) < INFINITY;
-    }
-    return all;
   }
 };
 

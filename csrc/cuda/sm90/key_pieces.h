@@ -18,6 +18,14 @@ ATTN_HD int32_t keys_end(const AttendParams& p, const RowGroup& g) {
   return p.schedule == ScheduleKind::layout ? min_i32(g.keys, clamp_position(p.layout.keys)) : g.keys;
 }
 
+// visit_keys, of the schedules that come in pieces (serves.h).
+template <class F>
+ATTN_HD void visit_pieces(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, F&& f) {
+  if (p.schedule == ScheduleKind::layout) visit_layout(p, g, k_lo, k_hi, f);
+  else if (p.schedule == ScheduleKind::strided) visit_strided(p, g, k_lo, k_hi, f);
+  else visit_range(p, g, k_lo, k_hi, f);
+}
+
 // Calls f(tile) for the tiles of a group's schedule, in order; the last one has no first piece. What a piece has beyond
 // its span no row sees by position.
 template <class F> ATTN_HD void for_each_piece_tile(const AttendParams& p, const RowGroup& g, F&& f) {
@@ -36,7 +44,7 @@ template <class F> ATTN_HD void for_each_piece_tile(const AttendParams& p, const
     f(t);
     t = {{-1, -1}, {-1, -1}};
   };
-  visit_keys(p, g, 0, g.keys, [&](const Span& s) {
+  visit_pieces(p, g, 0, g.keys, [&](const Span& s) {
     const bool cut = s.slot >= 0 && s.slot < p.layout.num_slots;
     for (int32_t start = s.begin / kPieceKeys * kPieceKeys; start < s.end; start += kPieceKeys)
       put(start, cut ? s.slot * p.layout.block_q * words + (start - s.origin) / 32 : -1);
