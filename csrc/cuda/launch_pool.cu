@@ -12,6 +12,8 @@ struct AxisGateBackwardOf {
   template <DType kType> static constexpr Launcher<AxisGateSumsParams> of = launch_axis_gate_backward<kType>;
 };
 
+struct PonetForwardOf { template <DType kType> static constexpr Launcher<PonetWork> of = launch_ponet_forward<kType>; };
+
 struct SegmentPoolOf {
   template <DType kType> static constexpr Launcher<SegmentForwardParams> of = launch_segment_pool<kType>;
 };
@@ -33,6 +35,7 @@ struct WindowPoolBackwardOf {
       launch_window_pool_backward<kType>;
 };
 
+auto choose(const PonetParams& p) { return by_type<PonetForwardOf>("ponet_mix", p.dtype); }
 auto choose(const SegmentPoolParams& p) { return by_type<SegmentPoolOf>("segment_pool", p.dtype); }
 auto choose(const SegmentPoolBackwardParams& b) {
   return by_type<SegmentPoolBackwardOf>("segment_pool backward", b.forward.dtype);
@@ -100,6 +103,12 @@ void query_pool_forward(const QueryPoolParams& params, float* scratch, Stream st
 void check_query_pool_backward(const QueryPoolBackwardParams& params) { choose(params); }
 void query_pool_backward(const QueryPoolBackwardParams& params, float* scratch, Stream stream) {
   choose(params)(QueryPoolBackward(params, scratch), stream);
+}
+
+void check_ponet_forward(const PonetParams& params) { choose(params); }
+void ponet_forward(const PonetParams& params, float* scratch, Stream stream) {
+  ScratchPieces pieces(scratch);
+  choose(params)(ponet_work(params, pieces), stream);
 }
 
 void check_segment_pool_forward(const SegmentPoolParams& params) { choose(params); }

@@ -85,6 +85,11 @@ void check_query_pool_backward_on(const Check& check, const QueryPoolBackwardPar
 int64_t query_pool_scratch_on(const Check& check, const QueryPoolBackwardParams& params);
 void query_pool_backward_on(const Check& check, const QueryPoolBackwardParams& params, float* scratch);
 
+// scratch: ponet_forward_scratch_on floats.
+void check_ponet_forward_on(const Check& check, const PonetParams& params);
+int64_t ponet_forward_scratch_on(const Check& check, const PonetParams& params);
+void ponet_forward_on(const Check& check, const PonetParams& params, float* scratch);
+
 // scratch: *_scratch_on floats.
 void check_segment_pool_forward_on(const Check& check, const SegmentPoolParams& params);
 int64_t segment_pool_forward_scratch_on(const Check& check, const SegmentPoolParams& params);

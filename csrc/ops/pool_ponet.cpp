@@ -1,4 +1,5 @@
 // PoNet's token mixing.
+#include "ops/backend.h"
 #include "ops/pool_args.h"
 
 namespace attn::ops {
@@ -14,7 +15,9 @@ struct PonetOptions {
 // Params and what they point to.
 struct PonetArguments {
   PonetParams p{};
-  std::vector<int32_t> ids;
+  std::vector<int32_t> ids;     // on the CPU
+  IdView given{nullptr, 0, 0};  // on a GPU, where they are yet to be made ascending
+  std::optional<Tensor> ids_there;
 };
 
 void set_inputs(const Check& check, PonetArguments& a, const Tensor& k, const Tensor& o, const Tensor& segment,
@@ -39,15 +42,31 @@ void set_inputs(const Check& check, PonetArguments& a, const Tensor& k, const Te
   check.require(p.segment_length >= 0, "segment_length must be positive, or 0 for one segment, got ", p.segment_length);
   if (!options.segment_ids) return;
   check.require(p.segment_length == 0, "segment_ids and segment_length exclude each other");
-  a.ids = ascending_ids(check, ids_argument(check, *options.segment_ids, p.sequences), p.sequences, p.mask);
+  const IdView ids = ids_argument(check, *options.segment_ids, p.sequences);
+  if (!check.values_known()) {
+    a.given = ids;
+    p.ids = ids.data;  // so that a backend knows that there are some
+    return;
+  }
+  a.ids = ascending_ids(check, ids, p.sequences, p.mask);
   p.ids = a.ids.data();
+}
+
+// Ids as kernels take them, made on a GPU.
+void find_ids(const Check& check, PonetArguments& a, const Tensor& like) {
+  if (!a.given.data) return;
+  PonetParams& p = a.p;
+  a.ids_there = new_tensor(like, {p.sequences.batch * p.sequences.tokens}, ScalarType::Int);
+  int32_t* ids = static_cast<int32_t*>(a.ids_there->data_ptr());
+  segment_ids_on(check, {p.sequences, a.given, p.mask, ids});
+  p.ids = ids;
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> ponet_forward(
     const OptionalTensor& q, const Tensor& k, const Tensor& o, const Tensor& segment, const Tensor& local,
     const OptionalTensor& pooled_query, int64_t num_heads, const OptionalTensor& segment_ids, int64_t segment_length,
     int64_t window, const OptionalTensor& mask, const OptionalTensor& special_mask, const OptionalTensor& cu_seqlens) {
-  const Check check("ponet_forward");
+  const Check check("ponet_forward", k);
   PonetArguments a;
   set_inputs(check, a, k, o, segment, local,
              {num_heads, segment_ids, segment_length, window, mask, special_mask, cu_seqlens});
@@ -63,6 +82,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ponet_forward(
     check.contiguous(*pooled_query, "pooled_query");
     p.query = pooled_query->data_ptr();
   }
+  check_ponet_forward_on(check, p);
   Tensor out = gradient_like(k, true);
   Tensor query = new_tensor(k, sizes, type), aggregate = new_tensor(k, sizes, type);
   Tensor lse = new_tensor(k, {p.sequences.count, p.heads}, type);
@@ -70,8 +90,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> ponet_forward(
   p.pooled = query.data_ptr();
   p.global = aggregate.data_ptr();
   p.lse = lse.data_ptr();
-  if (p.channels > 0) cpu::ponet_forward(p);
-  else torch::stable::fill_(lse, -INFINITY);
+  if (p.channels == 0) {
+    torch::stable::fill_(lse, -INFINITY);
+    return {out, query, aggregate, lse};
+  }
+  find_ids(check, a, k);
+  const Scratch scratch(k, ponet_forward_scratch_on(check, p));
+  ponet_forward_on(check, p, scratch.floats());
   return {out, query, aggregate, lse};
 }
 
@@ -121,5 +146,7 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("ponet_forward", TORCH_BOX(&ponet_forward));
   m.impl("ponet_backward", TORCH_BOX(&ponet_backward));
 }
+
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("ponet_forward", TORCH_BOX(&ponet_forward)); }
 
 }  // namespace attn::ops

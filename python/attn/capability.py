@@ -130,6 +130,7 @@ _CUDA_OPS: dict[str, tuple[Predicate, ...]] = {
     "merge_states": (),
     "prefix_softmax_pool": (),
     "axis_gate": (),
+    "ponet_mix": (),
     "query_pool": (),
     "random_feature_attention": (),
     "topk_nodes": (),

@@ -264,6 +264,28 @@ def test_window_pool(window, dilation, reduce, channels, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+@pytest.mark.parametrize(("channels", "heads"), [(96, 3), (35, 5), (40, 4)])
+@pytest.mark.parametrize("segment_length", [None, 2, 64])
+def test_ponet(segment_length, channels, heads, dtype):
+    x = [torch.randn(2, 300, channels).to(dtype).relu() for _ in range(5)]
+    ids = torch.randint(0, 40, (2, 300), generator=torch.Generator().manual_seed(2)).sort().values.int()
+    mask, special = torch.rand(2, 300) < 0.8, torch.rand(2, 300) < 0.1
+    packed = {"cu_seqlens": torch.tensor([0, 3, 3, 200, 290], dtype=torch.int32)}
+    for inputs, options in (
+        (x, {"segment_length": segment_length, "mask": mask}),
+        (x, {"segment_ids": ids, "special_mask": special, "window": 5}),
+        ([y[:1] for y in x], {"segment_length": segment_length, **packed}),
+    ):
+        wanted = attn.ponet_mix(*inputs, num_heads=heads, **options)
+        moved = {n: o.cuda() if isinstance(o, torch.Tensor) else o for n, o in options.items()}
+        found = attn.ponet_mix(*(y.cuda() for y in inputs), num_heads=heads, **moved)
+        tolerance = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
+        torch.testing.assert_close(
+            found.cpu(), wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item()
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 @pytest.mark.parametrize("channels", [192, 33])
 def test_tap_pool(channels, dtype):
     x, weights = torch.randn(2, 14 * 19, channels).to(dtype), torch.rand(2, 14 * 19, 4).to(dtype)

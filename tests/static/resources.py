@@ -53,6 +53,12 @@ LIMITS = {
     "TilesTranspose": Limit(1, 64),
     "AscendingIds": Limit(1, 64),
     "SegmentOffsets": Limit(1, 64),
+    "PonetSums": Limit(3, 96),
+    "PonetQuery": Limit(1, 64),
+    "PonetMaxima": Limit(3, 64),
+    "PonetKeys": Limit(3, 64),
+    "PonetGlobal": Limit(1, 64),
+    "PonetMix": Limit(3, 128),  # 128 threads with eight rows in flight each: four blocks on an SM
     "SegmentReduce": Limit(3, 64),
     "SegmentJoin": Limit(3, 64),
     "SegmentPartSums": Limit(3, 64),

@@ -1,0 +1,105 @@
+// A tile of a sequence as PoNet's passes over tokens see it, at a thread's channels.
+#pragma once
+
+#include "cuda/ponet_work.h"
+#include "cuda/window_rows.h"
+
+namespace attn::cuda {
+
+// Rows of one tensor, counted from the start of the tile's sequence.
+template <class T> struct ChannelRows {
+  T* base;
+  int64_t stride;
+  ATTN_DEVICE T* at(int64_t t) const { return base + t * stride; }
+};
+
+template <class T> struct PonetTile {
+  const PonetParams& p;
+  const TokenTile& tile;
+  int64_t channel;
+  SegmentCut cut;
+  int32_t begin, end;  // moved to the ends of segments
+
+  ATTN_DEVICE PonetTile(const PonetParams& params, const TokenTile& t, int64_t c)
+      : p(params), tile(t), channel(c), cut{segment_rule(params, t.span), kPonetTokens},
+        begin(static_cast<int32_t>(cut.moved(t.begin))), end(static_cast<int32_t>(cut.moved(t.end))) {}
+
+  ATTN_DEVICE ChannelRows<const T> rows(const TokenView& v) const {
+    const SequenceSpan& s = tile.span;
+    return {static_cast<const T*>(v.data) + s.batch * v.batch + s.first * v.token + channel, v.token};
+  }
+  ATTN_DEVICE ChannelRows<T> results(void* data) const { return result_rows(p, tile, channel, data); }
+  ATTN_DEVICE static ChannelRows<T> result_rows(const PonetParams& p, const TokenTile& tile, int64_t channel,
+                                                void* data) {
+    const SequenceSpan& s = tile.span;
+    return {static_cast<T*>(data) + (s.batch * p.sequences.tokens + s.first) * p.channels + channel, p.channels};
+  }
+
+  ATTN_DEVICE bool kept(int64_t at) const { return taken(p.mask, tile.span.batch, tile.span.first + at); }
+  ATTN_DEVICE bool special(int64_t at) const {
+    return p.special.data && taken(p.special, tile.span.batch, tile.span.first + at);
+  }
+
+  ATTN_DEVICE WindowRows<T> local_rows() const {
+    const SequenceSpan& s = tile.span;
+    return {rows(p.local).base,
+            p.local.token,
+            static_cast<int32_t>(s.length),
+            window_half(p.window, s.length),
+            1,
+            s.batch,
+            s.first,
+            p.mask,
+            p.special};
+  }
+
+  // Calls f(token, pack) for the kept tokens of [from, to), of a tensor's rows.
+  template <int V, class F> ATTN_DEVICE void for_kept(const TokenView& v, int64_t from, int64_t to, F&& f) const {
+    const ChannelRows<const T> x = rows(v);
+    for_rows<V, T>(
+        static_cast<int32_t>(from), static_cast<int32_t>(to), [&](int32_t t) { return kept(t) ? x.at(t) : nullptr; },
+        f);
+  }
+
+  // Maximum of the kept tokens of a run.
+  template <int V> ATTN_DEVICE void segment_max(const SegmentRun& run, float (&m)[V]) const {
+    set_channels(m, -INFINITY);
+    for_kept<V>(p.segment, run.begin, run.end, [&](int32_t, const Pack<T, V>& x) {
+      ATTN_UNROLL
+      for (int i = 0; i < V; ++i) m[i] = max_or_nan(m[i], seam::to_float(x.x[i]));
+    });
+  }
+
+  // Where a run that isn't a whole segment keeps its results; where its segment's are gathered.
+  ATTN_DEVICE int64_t slot(const SegmentRun& run) const {
+    return SegmentCut::slot(tile.index, begin, run) * p.channels + channel;
+  }
+  ATTN_DEVICE int64_t home(const SegmentRun& run) const {
+    return (2 * tile.first + cut.home_slot(run)) * p.channels + channel;
+  }
+  // The segment longer than a tile that starts in this one, of which there is one at most: its first run. It reaches to
+  // the end of the tile, and further.
+  ATTN_DEVICE bool starts_split(SegmentRun& first) const {
+    if (begin >= end) return false;
+    const int64_t from = cut.rule.begin(end - 1), to = cut.rule.end(end - 1);
+    first = {from, end, from, to};
+    return from >= begin && to > end;
+  }
+  // The slot of part `i` of that segment: the first is `home`, the others are at the start of the tiles after it.
+  ATTN_DEVICE int64_t part(int64_t i, int64_t home) const {
+    return i == 0 ? home : 2 * (tile.index + i) * p.channels + channel;
+  }
+  ATTN_DEVICE int64_t parts(const SegmentRun& first) const { return cut.last(first) - cut.home(first) + 1; }
+};
+
+// Rows of a result that belong to no sequence; nothing where it isn't wanted.
+template <int V, class T>
+ATTN_DEVICE void clear_rows(const PonetParams& p, const TokenTile& tile, int64_t channel, void* result) {
+  if (!result) return;
+  const ChannelRows<T> out = PonetTile<T>::result_rows(p, tile, channel, result);
+  float zeros[V];
+  set_channels(zeros, 0);
+  for (int32_t t = tile.begin; t < tile.end; ++t) store_channels(out.at(t), zeros);
+}
+
+}  // namespace attn::cuda
