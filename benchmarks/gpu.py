@@ -359,6 +359,28 @@ def tap_pool(clock: Clock, row: Row) -> None:
     finish(row, clock.medians(calls))
 
 
+def ponet(clock: Clock, row: Row) -> None:
+    # Five reads and one write of a tensor at least: three copies of one.
+    inputs = [torch.randn(8, 4096, 768, device="cuda", dtype=BF16) for _ in range(5)]
+    twin = torch.empty_like(inputs[0])
+    calls = {
+        "attn": lambda: attn.ponet_mix(*inputs, num_heads=12, segment_length=64),
+        "3 copies": lambda: [twin.copy_(x) for x in inputs[:3]],
+    }
+    finish(row, clock.medians(calls))
+
+
+def ponet_training(clock: Clock, row: Row) -> None:
+    # Gradients read five tensors and write five: with the forward pass, eight copies of one.
+    inputs = [torch.randn(8, 4096, 768, device="cuda", dtype=BF16, requires_grad=True) for _ in range(5)]
+    dout, twin = (torch.randn(8, 4096, 768, device="cuda", dtype=BF16) for _ in range(2))
+
+    def step() -> None:
+        torch.autograd.grad(attn.ponet_mix(*inputs, num_heads=12, segment_length=64), inputs, dout)
+
+    finish(row, clock.medians({"attn": step, "8 copies": lambda: [twin.copy_(dout) for _ in range(8)]}))
+
+
 def topk_nodes(clock: Clock, row: Row) -> None:
     score = torch.randn(1024 * 1024, device="cuda")
     cu = torch.arange(0, score.numel() + 1, 1024, dtype=torch.int32, device="cuda")
@@ -441,6 +463,8 @@ CASES = (
     Case("segment_pool max, 64 tokens a segment", ("segment_pool_forward",), segment_pool),
     Case("window_pool max of 3 tokens", ("window_pool_forward",), window_pool),
     Case("tap_pool 56 x 56", ("tap_pool_forward",), tap_pool),
+    Case("PoNet B=8 L=4096 C=768, copies", ("ponet_forward",), ponet, 0.62),
+    Case("PoNet training B=8 L=4096 C=768, copies", ("ponet_forward", "ponet_backward"), ponet_training),
     Case("topk_nodes 1024 graphs of 1024, torch.topk", ("topk_nodes",), topk_nodes),
     Case("flow attention D=64 T=65536, dense", ("flow_forward",), flow(False)),
     Case("causal flow attention D=64 T=65536, dense", ("flow_causal_forward",), flow(True)),

@@ -86,6 +86,7 @@ attn_cuda_instances(cuda/sm80/flow_launch.h launch_flow_backward TYPES f32 bf16 
 attn_cuda_instances(cuda/sm80/flow_launch.h launch_sum_groups TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/sm80/flow_launch.h launch_flow_step TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/ponet_launch.h launch_ponet_forward TYPES f32 bf16 f16)
+attn_cuda_instances(cuda/smxx/ponet_launch.h launch_ponet_backward TYPES f32 bf16 f16)
 attn_cuda_instances(cuda/smxx/segment_pool_launch.h launch_segment_ids TYPES f32)
 attn_cuda_instances(cuda/smxx/segment_pool_launch.h launch_segment_offsets TYPES f32)
 attn_cuda_instances(cuda/smxx/segment_pool_launch.h launch_segment_pool TYPES f32 bf16 f16)

@@ -63,8 +63,9 @@ void flow_forward(const FlowParams& params, float* scratch, Stream stream);
 void flow_backward(const FlowBackwardParams& params, float* scratch, Stream stream);
 void flow_step(const FlowStepParams& params, Stream stream);
 void sum_groups(const SumGroupsParams& params, Stream stream);
-// f32, f16 and bf16. scratch: ponet_forward_scratch(params) floats on the device.
+// f32, f16 and bf16. scratch: ponet_*_scratch(params) floats on the device.
 void ponet_forward(const PonetParams& params, float* scratch, Stream stream);
+void ponet_backward(const PonetBackwardParams& params, float* scratch, Stream stream);
 
 // f32, f16 and bf16; offsets may be null, for one segment. scratch: segment_pool_*_scratch(params) floats.
 void segment_pool_forward(const SegmentPoolParams& params, float* scratch, Stream stream);
@@ -102,6 +103,7 @@ void check_topk_nodes(const TopkNodesParams& params);
 void check_query_pool_forward(const QueryPoolParams& params);
 void check_query_pool_backward(const QueryPoolBackwardParams& params);
 void check_ponet_forward(const PonetParams& params);
+void check_ponet_backward(const PonetBackwardParams& params);
 void check_segment_pool_forward(const SegmentPoolParams& params);
 void check_segment_pool_backward(const SegmentPoolBackwardParams& params);
 void check_tap_pool_forward(const TapPoolParams& params);

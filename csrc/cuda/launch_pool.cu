@@ -13,6 +13,9 @@ struct AxisGateBackwardOf {
 };
 
 struct PonetForwardOf { template <DType kType> static constexpr Launcher<PonetWork> of = launch_ponet_forward<kType>; };
+struct PonetBackwardOf {
+  template <DType kType> static constexpr Launcher<PonetGradWork> of = launch_ponet_backward<kType>;
+};
 
 struct SegmentPoolOf {
   template <DType kType> static constexpr Launcher<SegmentForwardParams> of = launch_segment_pool<kType>;
@@ -36,6 +39,7 @@ struct WindowPoolBackwardOf {
 };
 
 auto choose(const PonetParams& p) { return by_type<PonetForwardOf>("ponet_mix", p.dtype); }
+auto choose(const PonetBackwardParams& b) { return by_type<PonetBackwardOf>("ponet_mix backward", b.forward.dtype); }
 auto choose(const SegmentPoolParams& p) { return by_type<SegmentPoolOf>("segment_pool", p.dtype); }
 auto choose(const SegmentPoolBackwardParams& b) {
   return by_type<SegmentPoolBackwardOf>("segment_pool backward", b.forward.dtype);
@@ -109,6 +113,11 @@ void check_ponet_forward(const PonetParams& params) { choose(params); }
 void ponet_forward(const PonetParams& params, float* scratch, Stream stream) {
   ScratchPieces pieces(scratch);
   choose(params)(ponet_work(params, pieces), stream);
+}
+void check_ponet_backward(const PonetBackwardParams& params) { choose(params); }
+void ponet_backward(const PonetBackwardParams& params, float* scratch, Stream stream) {
+  ScratchPieces pieces(scratch);
+  choose(params)(ponet_grad_work(params, pieces), stream);
 }
 
 void check_segment_pool_forward(const SegmentPoolParams& params) { choose(params); }

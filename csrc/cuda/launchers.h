@@ -6,7 +6,7 @@
 #include "cuda/backward_params.h"
 #include "cuda/flow_grad_work.h"
 #include "cuda/launch.h"
-#include "cuda/ponet_work.h"
+#include "cuda/ponet_grad_work.h"
 #include "cuda/prefix_work.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/scan_params.h"
@@ -54,6 +54,7 @@ template <DType kType> void launch_flow_backward(const FlowGradWork& work, Strea
 template <DType kType> void launch_sum_groups(const SumGroupsParams& params, Stream stream);
 template <DType kType> void launch_flow_step(const FlowStepParams& params, Stream stream);
 template <DType kType> void launch_ponet_forward(const PonetWork& work, Stream stream);
+template <DType kType> void launch_ponet_backward(const PonetGradWork& work, Stream stream);
 template <DType kType> void launch_segment_pool(const SegmentForwardParams& params, Stream stream);
 template <DType kType> void launch_segment_pool_backward(const SegmentBackwardParams& params, Stream stream);
 // kType: none of its kernels' business.

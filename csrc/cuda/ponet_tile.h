@@ -13,6 +13,39 @@ template <class T> struct ChannelRows {
   ATTN_DEVICE T* at(int64_t t) const { return base + t * stride; }
 };
 
+// Those of an input, at a channel.
+template <class T>
+ATTN_DEVICE ChannelRows<const T> ponet_rows(const TokenView& v, const SequenceSpan& s, int64_t channel) {
+  return {static_cast<const T*>(v.data) + s.batch * v.batch + s.first * v.token + channel, v.token};
+}
+// Of a result; null where it isn't wanted.
+template <class T>
+ATTN_DEVICE ChannelRows<T> ponet_results(const PonetParams& p, const SequenceSpan& s, int64_t channel, void* data) {
+  if (!data) return {nullptr, 0};
+  return {static_cast<T*>(data) + (s.batch * p.sequences.tokens + s.first) * p.channels + channel, p.channels};
+}
+// A tile of no sequence: zeros.
+template <int V, class T>
+ATTN_DEVICE void clear_rows(const PonetParams& p, const TokenTile& tile, int64_t channel, void* result) {
+  const ChannelRows<T> out = ponet_results<T>(p, tile.span, channel, result);
+  float zeros[V];
+  set_channels(zeros, 0);
+  for (int32_t t = tile.begin; out.base && t < tile.end; ++t) store_channels(out.at(t), zeros);
+}
+
+template <class T>
+ATTN_DEVICE WindowRows<T> ponet_local_rows(const PonetParams& p, const SequenceSpan& s, int64_t channel) {
+  return {ponet_rows<T>(p.local, s, channel).base,
+          p.local.token,
+          static_cast<int32_t>(s.length),
+          window_half(p.window, s.length),
+          1,
+          s.batch,
+          s.first,
+          p.mask,
+          p.special};
+}
+
 template <class T> struct PonetTile {
   const PonetParams& p;
   const TokenTile& tile;
@@ -24,33 +57,12 @@ template <class T> struct PonetTile {
       : p(params), tile(t), channel(c), cut{segment_rule(params, t.span), kPonetTokens},
         begin(static_cast<int32_t>(cut.moved(t.begin))), end(static_cast<int32_t>(cut.moved(t.end))) {}
 
-  ATTN_DEVICE ChannelRows<const T> rows(const TokenView& v) const {
-    const SequenceSpan& s = tile.span;
-    return {static_cast<const T*>(v.data) + s.batch * v.batch + s.first * v.token + channel, v.token};
-  }
-  ATTN_DEVICE ChannelRows<T> results(void* data) const { return result_rows(p, tile, channel, data); }
-  ATTN_DEVICE static ChannelRows<T> result_rows(const PonetParams& p, const TokenTile& tile, int64_t channel,
-                                                void* data) {
-    const SequenceSpan& s = tile.span;
-    return {static_cast<T*>(data) + (s.batch * p.sequences.tokens + s.first) * p.channels + channel, p.channels};
-  }
+  ATTN_DEVICE ChannelRows<const T> rows(const TokenView& v) const { return ponet_rows<T>(v, tile.span, channel); }
+  ATTN_DEVICE ChannelRows<T> results(void* data) const { return ponet_results<T>(p, tile.span, channel, data); }
 
   ATTN_DEVICE bool kept(int64_t at) const { return taken(p.mask, tile.span.batch, tile.span.first + at); }
   ATTN_DEVICE bool special(int64_t at) const {
     return p.special.data && taken(p.special, tile.span.batch, tile.span.first + at);
-  }
-
-  ATTN_DEVICE WindowRows<T> local_rows() const {
-    const SequenceSpan& s = tile.span;
-    return {rows(p.local).base,
-            p.local.token,
-            static_cast<int32_t>(s.length),
-            window_half(p.window, s.length),
-            1,
-            s.batch,
-            s.first,
-            p.mask,
-            p.special};
   }
 
   // Calls f(token, pack) for the kept tokens of [from, to), of a tensor's rows.
@@ -91,15 +103,5 @@ template <class T> struct PonetTile {
   }
   ATTN_DEVICE int64_t parts(const SegmentRun& first) const { return cut.last(first) - cut.home(first) + 1; }
 };
-
-// Rows of a result that belong to no sequence; nothing where it isn't wanted.
-template <int V, class T>
-ATTN_DEVICE void clear_rows(const PonetParams& p, const TokenTile& tile, int64_t channel, void* result) {
-  if (!result) return;
-  const ChannelRows<T> out = PonetTile<T>::result_rows(p, tile, channel, result);
-  float zeros[V];
-  set_channels(zeros, 0);
-  for (int32_t t = tile.begin; t < tile.end; ++t) store_channels(out.at(t), zeros);
-}
 
 }  // namespace attn::cuda

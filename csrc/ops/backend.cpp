@@ -4,7 +4,7 @@
 #include "cuda/decode_split.h"
 #include "cuda/flow_grad_work.h"
 #include "cuda/linear_scratch.h"
-#include "cuda/ponet_work.h"
+#include "cuda/ponet_grad_work.h"
 #include "cuda/prefix_work.h"
 #include "cuda/query_pool_parts.h"
 #include "cuda/topk_parts.h"
@@ -142,6 +142,8 @@ ATTN_BACKEND_SCRATCH(query_pool_backward, QueryPoolBackwardParams)
 
 ATTN_SCRATCH(ponet_forward_scratch, PonetParams)
 ATTN_BACKEND_SCRATCH(ponet_forward, PonetParams)
+ATTN_SCRATCH(ponet_backward_scratch, PonetBackwardParams)
+ATTN_BACKEND_SCRATCH(ponet_backward, PonetBackwardParams)
 
 ATTN_SCRATCH(segment_pool_forward_scratch, SegmentPoolParams)
 ATTN_BACKEND_SCRATCH(segment_pool_forward, SegmentPoolParams)

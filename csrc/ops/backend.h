@@ -85,10 +85,13 @@ void check_query_pool_backward_on(const Check& check, const QueryPoolBackwardPar
 int64_t query_pool_scratch_on(const Check& check, const QueryPoolBackwardParams& params);
 void query_pool_backward_on(const Check& check, const QueryPoolBackwardParams& params, float* scratch);
 
-// scratch: ponet_forward_scratch_on floats.
+// scratch: ponet_*_scratch_on floats.
 void check_ponet_forward_on(const Check& check, const PonetParams& params);
 int64_t ponet_forward_scratch_on(const Check& check, const PonetParams& params);
 void ponet_forward_on(const Check& check, const PonetParams& params, float* scratch);
+void check_ponet_backward_on(const Check& check, const PonetBackwardParams& params);
+int64_t ponet_backward_scratch_on(const Check& check, const PonetBackwardParams& params);
+void ponet_backward_on(const Check& check, const PonetBackwardParams& params, float* scratch);
 
 // scratch: *_scratch_on floats.
 void check_segment_pool_forward_on(const Check& check, const SegmentPoolParams& params);

@@ -105,7 +105,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ponet_backward(
     const Tensor& query, const Tensor& aggregate, const Tensor& lse, const std::vector<bool>& wanted, int64_t num_heads,
     const OptionalTensor& segment_ids, int64_t segment_length, int64_t window, const OptionalTensor& mask,
     const OptionalTensor& special_mask, const OptionalTensor& cu_seqlens, const Text& tie) {
-  const Check check("ponet_backward");
+  const Check check("ponet_backward", k);
   PonetArguments a;
   set_inputs(check, a, k, o, segment, local,
              {num_heads, segment_ids, segment_length, window, mask, special_mask, cu_seqlens});
@@ -126,6 +126,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ponet_backward(
   check.require(tie == "first" || tie == "even", "tie must be 'first' or 'even', got '", tie.value, "'");
   b.tie = tie == "even" ? TieRule::even : TieRule::first;
   b.dout = token_view_like(check, dout, "dout", k, "k");
+  b.forward = p;
+  check_ponet_backward_on(check, b);
   Tensor dq = gradient_like(k, wanted[0]), dk = gradient_like(k, wanted[1]), d_o = gradient_like(k, wanted[2]);
   Tensor dsegment = gradient_like(k, wanted[3]), dlocal = gradient_like(k, wanted[4]);
   Tensor dquery = gradient_like(query, wanted[5]);
@@ -135,8 +137,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> ponet_backward(
   b.dsegment = data_if(dsegment, wanted[3]);
   b.dlocal = data_if(dlocal, wanted[4]);
   b.dquery = data_if(dquery, wanted[5]);
-  b.forward = p;
-  if (p.channels > 0) cpu::ponet_backward(b);
+  if (p.channels > 0) {
+    find_ids(check, a, k);
+    b.forward = p;
+    const Scratch scratch(k, ponet_backward_scratch_on(check, b));
+    ponet_backward_on(check, b, scratch.floats());
+  }
   return {dq, dk, d_o, dsegment, dlocal, dquery};
 }
 
@@ -147,6 +153,9 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("ponet_backward", TORCH_BOX(&ponet_backward));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) { m.impl("ponet_forward", TORCH_BOX(&ponet_forward)); }
+STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
+  m.impl("ponet_forward", TORCH_BOX(&ponet_forward));
+  m.impl("ponet_backward", TORCH_BOX(&ponet_backward));
+}
 
 }  // namespace attn::ops

@@ -276,13 +276,13 @@ def test_ponet(segment_length, channels, heads, dtype):
         (x, {"segment_ids": ids, "special_mask": special, "window": 5}),
         ([y[:1] for y in x], {"segment_length": segment_length, **packed}),
     ):
-        wanted = attn.ponet_mix(*inputs, num_heads=heads, **options)
-        moved = {n: o.cuda() if isinstance(o, torch.Tensor) else o for n, o in options.items()}
-        found = attn.ponet_mix(*(y.cuda() for y in inputs), num_heads=heads, **moved)
-        tolerance = {torch.float32: 1e-4, torch.float16: 4e-3, torch.bfloat16: 3e-2}[dtype]
-        torch.testing.assert_close(
-            found.cpu(), wanted, rtol=tolerance, atol=tolerance * wanted.abs().max().item()
-        )
+        for tie in ("first", "even"):
+            same_as_on_cpu(attn.ponet_mix, inputs, num_heads=heads, tie=tie, **options)
+
+    def given_query(*y, **options):
+        return attn.ponet_mix(None, *y[:4], pooled_query=y[4], num_heads=heads, **options)
+
+    same_as_on_cpu(given_query, [*x[1:], torch.randn(2, channels)], mask=mask)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])

@@ -37,6 +37,7 @@ CUDA_OPS = {
     "linear_forward",
     "merge_states",
     "merge_states_backward",
+    "ponet_backward",
     "ponet_forward",
     "prefix_pool_backward",
     "prefix_pool_forward",

@@ -32,7 +32,7 @@ template <class T> struct PonetMix {
     if (tile.outside) return clear_rows<V, T>(p, tile, mine.channel, p.out);
     const PonetTile<T> x(p, tile, mine.channel);
     const float* global = static_cast<const float*>(p.global) + tile.sequence * p.channels + mine.channel;
-    const WindowRows<T> local = x.local_rows();
+    const WindowRows<T> local = ponet_local_rows<T>(p, tile.span, mine.channel);
     SlidingMax<V> slide{};
     if (local.half == 1) slide.start(local, x.begin);
     x.cut.for_runs(x.begin, x.end, [&](const SegmentRun& run) {
