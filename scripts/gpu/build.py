@@ -13,7 +13,7 @@ from . import prebuilt, tools
 from .machine import ROOT, find_nvcc, output
 from .plan import Runner, Step
 
-# One core of a Zen 5 compiles the library for one architecture in under ten minutes; the longest source of the
+# A core of a Zen 5 compiles the library for one architecture in under ten minutes; the longest source of the
 # C++ tests takes it one.
 CONFIGURE, LIBRARY, TESTS = 60.0, 180.0, 180.0
 ISAS = "avx2"
