@@ -12,7 +12,18 @@ constexpr int64_t kFlowChunk = 256;   // tokens
 constexpr int64_t kFlowMaxDim = 256;  // features of a row, which lie in the registers of a warp
 
 // exp(x - top) summed over some tokens; sum 0: over none.
-struct FlowMass { float top, sum; };
+struct FlowMass {
+  float top, sum;
+
+  ATTN_HD static FlowMass none() { return {0, 0}; }
+  ATTN_HD static FlowMass join(FlowMass a, FlowMass b) {
+    if (a.sum == 0) return b;
+    if (b.sum == 0) return a;
+    const float top = std::fmax(a.top, b.top);
+    return {top, a.sum * std::exp(a.top - top) + b.sum * std::exp(b.top - top)};
+  }
+  template <class F> ATTN_HD FlowMass map(F&& f) const { return {f(top), f(sum)}; }
+};
 
 struct FlowWork {
   FlowParams p;
@@ -21,7 +32,8 @@ struct FlowWork {
   int32_t *q_index, *q_count, *k_index, *k_count;
   float* flows;       // [slots, H, 2, D]: source, sink
   float* normalised;  // [slots, H, 2, D]: source / outgoing, sink / incoming (causal: times t)
-  FlowMass* mass;     // [slots, H]
+  FlowMass* mass;     // [slots, H]; over tokens: then of the chunks before
+  FlowMass* total;    // [sequences, H], over tokens: of all
   float* product;     // [slots, H, D, Dv]: source (x) weight v
 };
 
@@ -45,6 +57,7 @@ inline FlowWork flow_work(const FlowParams& p, ScratchPieces& scratch) {
   w.flows = scratch.take(places * 2 * p.dim);
   w.normalised = scratch.take(places * 2 * p.dim);
   w.mass = scratch.take<FlowMass>(places);
+  w.total = scratch.take<FlowMass>(p.sequences * p.heads);
   w.product = scratch.take(places * p.dim * p.dim_v);
   return w;
 }

@@ -59,7 +59,7 @@ void prefix_pool_backward(const PrefixPoolBackwardParams& params, float* scratch
 
 // f32, f16 and bf16, head dimensions up to 256. scratch: flow_scratch(params) floats on the device.
 void flow_forward(const FlowParams& params, float* scratch, Stream stream);
-// Not causal. scratch: flow_backward_scratch(params) floats.
+// scratch: flow_backward_scratch(params) floats.
 void flow_backward(const FlowBackwardParams& params, float* scratch, Stream stream);
 void flow_step(const FlowStepParams& params, Stream stream);
 void sum_groups(const SumGroupsParams& params, Stream stream);

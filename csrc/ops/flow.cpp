@@ -108,7 +108,7 @@ std::tuple<Tensor, Tensor, Tensor> run_flow_backward(const Check& check, FlowPar
   FlowBackwardParams b{};
   b.dout = result_view(check, dout, "dout", {p.batch, p.heads, p.tq, p.dim_v}, q);
   b.forward = p;
-  if (!p.causal) check_flow_backward_on(check, b);
+  check_flow_backward_on(check, b);
   Tensor dq = new_in_order_of(q, p.dim), dk = new_in_order_of(k, p.dim), dv = new_in_order_of(v, p.dim_v);
   if (empty(p)) {
     for (Tensor* t : {&dq, &dk, &dv}) torch::stable::zero_(*t);
@@ -122,7 +122,6 @@ std::tuple<Tensor, Tensor, Tensor> run_flow_backward(const Check& check, FlowPar
     }
     b.dk = check.view4(to_k);
     b.dv = check.view4(to_v);
-    if (p.causal) return cpu::flow_backward(b);  // there is no op on CUDA that comes here
     const Scratch scratch(q, flow_backward_scratch_on(check, b));
     flow_backward_on(check, b, scratch.floats());
   };
@@ -192,7 +191,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_causal_backward(const Tensor& dout, cons
                                                         const Tensor& sources, double eps, bool eps_outside,
                                                         std::optional<double> clamp, const OptionalTensor& mask,
                                                         const OptionalTensor& cu_seqlens) {
-  const Check check("flow_causal_backward");
+  const Check check("flow_causal_backward", q);
   FlowParams p = flow_params(check, q, k, v, {eps, eps_outside, clamp, true, false, false, mask, mask, cu_seqlens});
   return run_flow_backward(check, p, dout, q, k, v, out, sinks, sources);
 }
@@ -253,6 +252,7 @@ STABLE_TORCH_LIBRARY_IMPL(attn, CUDA, m) {
   m.impl("flow_forward", TORCH_BOX(&flow_forward));
   m.impl("flow_backward", TORCH_BOX(&flow_backward));
   m.impl("flow_causal_forward", TORCH_BOX(&flow_causal_forward));
+  m.impl("flow_causal_backward", TORCH_BOX(&flow_causal_backward));
   m.impl("flow_step", TORCH_BOX(&flow_step));
 }
 

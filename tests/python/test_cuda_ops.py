@@ -24,6 +24,7 @@ CUDA_OPS = {
     "block_sparse_forward",
     "decode_forward",
     "flow_backward",
+    "flow_causal_backward",
     "flow_causal_forward",
     "flow_forward",
     "flow_step",

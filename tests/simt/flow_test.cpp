@@ -63,20 +63,22 @@ template <class E> void zero_rows(TestTensor<E>& x) {
         for (int64_t d = 0; d < x.dim; ++d) x.at(b, h, t, d) = E::put(0);
 }
 
-TYPED_TEST(SimtFlow, BackwardMatchesTheDefinition) {
-  uint32_t seed = 1;
-  for (const FlowOptions& o : flow_calls(false)) {
+template <class E> void check_backward(bool causal) {
+  uint32_t seed = causal ? 50 : 1;
+  for (const FlowOptions& o : flow_calls(causal)) {
     SCOPED_TRACE(testing::Message() << o);
-    FlowCase<TypeParam> c(o, ++seed);
+    FlowCase<E> c(o, ++seed);
     // Callers zero the gradients where a sequence may have sinks or sources only.
     const bool zeroed = o.tq == 0 || o.tk == 0 || o.one_mask_only;
     for (auto* x : {&c.dq, &c.dk, &c.dv})
       if (zeroed) zero_rows(*x);
-    run_forward<TypeParam>(c.params());
-    run_backward<TypeParam>(c.backward(), simt::Order::mixed);
-    c.check_backward(kGradient<TypeParam>, zeroed);
+    run_forward<E>(c.params());
+    run_backward<E>(c.backward(), simt::Order::mixed);
+    c.check_backward(kGradient<E>, zeroed);
   }
 }
+
+TYPED_TEST(SimtFlow, BackwardMatchesTheDefinition) { check_backward<TypeParam>(false); }
 
 TYPED_TEST(SimtFlow, SumsOverGroups) {
   TestTensor<TypeParam> x(2, 6, 5, 9, false), out(2, 2, 5, 9, true);
@@ -99,6 +101,8 @@ TYPED_TEST(SimtFlow, CausalForwardMatchesTheDefinition) {
   uint32_t seed = 50;
   for (const FlowOptions& o : flow_calls(true)) check<TypeParam>(o, ++seed);
 }
+
+TYPED_TEST(SimtFlow, CausalBackwardMatchesTheDefinition) { check_backward<TypeParam>(true); }
 
 // Steps from nothing, and from the state of a causal call over the first tokens.
 TYPED_TEST(SimtFlow, StepsGoOnFromAState) {
@@ -131,6 +135,10 @@ TYPED_TEST(SimtFlow, TheOrderOfThreadsDoesNotMatter) {
     run_forward<TypeParam>(b.params(), simt::Order::mixed);
     EXPECT_EQ(0, std::memcmp(a.out.data.data(), b.out.data.data(), a.out.data.size() * sizeof(a.out.data[0])));
     EXPECT_EQ(0, std::memcmp(a.sinks.data(), b.sinks.data(), a.sinks.size() * sizeof(float)));
+    run_backward<TypeParam>(a.backward());
+    run_backward<TypeParam>(b.backward(), simt::Order::mixed);
+    for (auto x : {&FlowCase<TypeParam>::dq, &FlowCase<TypeParam>::dk, &FlowCase<TypeParam>::dv})
+      EXPECT_EQ(0, std::memcmp((a.*x).data.data(), (b.*x).data.data(), (a.*x).data.size() * sizeof((a.*x).data[0])));
   }
 }
 

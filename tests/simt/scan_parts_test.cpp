@@ -6,8 +6,10 @@
 #include <vector>
 
 #include "cuda/element.h"
+#include "cuda/flow_grad_work.h"
 #include "cuda/sm80/tile_product.h"
 #include "cuda/smxx/chunk_scan.h"
+#include "cuda/smxx/item_scan.h"
 
 namespace attn {
 namespace {
@@ -160,6 +162,44 @@ TEST(SimtScanParts, StatesOfChunks) {
     }
     for (int64_t slot = 0; slot < chunks.slots(); ++slot) {
       if (!mine[slot]) { ASSERT_EQ(slots[slot * heads * size], added[slot * heads * size]); }
+    }
+  }
+}
+
+// More chunks than a block has threads; lines don't commute.
+TEST(SimtScanParts, ItemsInFrontOfEachChunk) {
+  const std::vector<int32_t> cu{0, 3, 3, 700};
+  std::mt19937 random(8);
+  std::uniform_real_distribution<float> uniform(0.3f, 1.f);
+  for (const int32_t* bounds : {cu.data(), static_cast<const int32_t*>(nullptr)}) {
+    for (bool reverse : {false, true}) {
+      const int64_t heads = 2;
+      const ScanChunks c{bounds, bounds ? 3 : 2, 700, 1};
+      std::vector<FlowLine> items(static_cast<size_t>(c.slots() * heads), {NAN, NAN}), before;
+      for (int64_t s = 0; s < c.sequences; ++s)
+        for (int64_t i = 0; i < c.chunks(s) * heads; ++i)
+          items[c.first_slot(s) * heads + i] = {uniform(random), uniform(random)};
+      before = items;
+      std::vector<FlowLine> total(static_cast<size_t>(c.sequences * heads), {NAN, NAN});
+      simt::launch<ItemScan<FlowLine>>({c, heads, before.data(), total.data(), reverse}, simt::Order::mixed);
+      for (int64_t s = 0; s < c.sequences; ++s) {
+        for (int64_t h = 0; h < heads; ++h) {
+          double slope = 1, offset = 0;
+          const auto same = [&](const FlowLine& got) {
+            ASSERT_NEAR(got.slope, slope, 1e-5 * slope + 1e-30);
+            ASSERT_NEAR(got.offset, offset, 1e-5 * offset);
+          };
+          const int64_t n = c.chunks(s);
+          for (int64_t i = 0; i < n; ++i) {
+            const size_t at = static_cast<size_t>((c.first_slot(s) + (reverse ? n - 1 - i : i)) * heads + h);
+            SCOPED_TRACE(testing::Message() << "sequence " << s << " chunk " << i << (reverse ? " from the end" : ""));
+            same(before[at]);
+            slope *= items[at].slope;
+            offset = items[at].slope * offset + items[at].offset;
+          }
+          same(total[static_cast<size_t>(s * heads + h)]);
+        }
+      }
     }
   }
 }

@@ -103,6 +103,7 @@ LIMITS = {
     "FlowSums": Limit(3, 128),  # 256 threads that hold rows in registers: two blocks on an SM
     "FlowDots": Limit(6, 128),
     "FlowWeights": Limit(1, 64),
+    "ItemScan": Limit(2, 64),
     "FlowHeadWeights": Limit(1, 64),
     "FlowChunkProduct": Limit(3, 168),
     "FlowOut": Limit(3, 255),
@@ -111,6 +112,11 @@ LIMITS = {
     "FlowGradChunkProduct": Limit(3, 168),
     "FlowGradValues": Limit(3, 255),
     "FlowGradRows": Limit(6, 255),
+    "FlowCausalSums": Limit(3, 128),
+    "FlowGammaLines": Limit(1, 64),
+    "FlowCausalWeights": Limit(3, 128),
+    "FlowCausalFlows": Limit(3, 128),
+    "FlowCausalGradRows": Limit(6, 255),
     "SumGroups": Limit(3, 64),
     "FlowStep": Limit(3, 80),
 }

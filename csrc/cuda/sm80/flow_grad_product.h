@@ -25,7 +25,8 @@ template <class T> struct FlowGradChunkProduct {
   }
 };
 
-// 64 sources a block: d (weight v) = source . dproduct, of which dv and d weight follow.
+// 64 sources a block: d (weight v) = source . dproduct, of which dv and d weight follow. Causally dproduct is the sum
+// over the source's own token and later ones.
 template <class T> struct FlowGradValues {
   static constexpr int kThreads = kTileThreads;
   using Params = FlowGradWork;
@@ -41,7 +42,9 @@ template <class T> struct FlowGradValues {
     if (!c.open(w, seam::block_x() / kFlowTiles)) return;
     const FlowParams& p = w.f.p;
     const int64_t first = c.begin + seam::block_x() % kFlowTiles * kTile, end = c.begin + c.source_count();
-    const float *weight = c.source_stat(w.f, 2), *state = w.dproduct + c.group(w.f) * p.dim * p.dim_v;
+    const float* weight = c.source_stat(w.f, 2);
+    const float* state =
+        p.causal ? w.f.product + c.place(w.f) * p.dim * p.dim_v : w.dproduct + c.group(w.f) * p.dim * p.dim_v;
     const int64_t mine = first + seam::thread();
     const bool there = seam::thread() < kTile && mine < end;
     float dweight = 0;
@@ -49,8 +52,12 @@ template <class T> struct FlowGradValues {
     for (int64_t column = 0; first < end && column < p.dim_v; column += kTile) {
       typename Products::Product dx;
       dx.clear();
-      Products::template add_state<false>(shared.products, dx, FlowOperand::sources(w.f, c), first, end, state, p.dim_v,
-                                          column);
+      const FlowOperand source = FlowOperand::sources(w.f, c);
+      Products::template add_state<false>(shared.products, dx, source, first, end, state, p.dim_v, column);
+      if (p.causal) {
+        Products::template add_chunk<true>(shared.products, dx, source, FlowOperand::sinks(w.f, c),
+                                           flow_gradients(w, c), first, c.begin, end, column);
+      }
       seam::sync_block();
       Tile& tile = shared.products.a;
       dx.template for_each<TileRows::product>([&](int i, int j, float x) {
@@ -67,6 +74,7 @@ template <class T> struct FlowGradValues {
         dweight += *tile.at<TileRows::product>(seam::thread(), j);
     }
     if (there) c.by_source(w, w.dweight)[mine] = dweight;
+    if (p.causal) return;
     if (seam::thread() < kTile) shared.part[seam::thread()] = there ? dweight * weight[mine] : 0;
     seam::sync_block();
     if (seam::thread() != 0) return;

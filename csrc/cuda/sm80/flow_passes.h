@@ -1,9 +1,11 @@
 // Flow attention as a sequence of kernels on one stream: each pass needs sums over all chunks of the one before.
 #pragma once
 
+#include "cuda/sm80/flow_causal_grad_rows.h"
 #include "cuda/sm80/flow_grad_product.h"
 #include "cuda/sm80/flow_product.h"
 #include "cuda/smxx/chunk_scan.h"
+#include "cuda/smxx/flow_causal_grad.h"
 #include "cuda/smxx/flow_step.h"
 #include "cuda/smxx/flow_sums.h"
 #include "cuda/smxx/flow_weights.h"
@@ -18,6 +20,11 @@ inline ChunkScanParams flow_scan(const FlowWork& w, float* slots, int64_t size, 
   return {w.chunks, w.p.heads, size, slots, nullptr, to, total_stride, w.p.causal, false};
 }
 
+// Sums of [size] a chunk become those over the chunks after it.
+inline ChunkScanParams flow_scan_back(const FlowWork& w, float* slots, int64_t size) {
+  return {w.chunks, w.p.heads, size, slots, nullptr, nullptr, 0, true, true};
+}
+
 // run(kernel, params) launches a kernel, given an object of its type.
 template <class T, class Run> void flow_forward_passes(const FlowWork& w, Run&& run) {
   const FlowParams& p = w.p;
@@ -27,15 +34,44 @@ template <class T, class Run> void flow_forward_passes(const FlowWork& w, Run&& 
   run(FlowDots<T, false>(), w);
   run(ChunkScan(), flow_scan(w, w.normalised, 2 * p.dim, p.sums, 2 * p.dim, 4 * p.dim));
   run(FlowDots<T, true>(), w);
-  if (p.head_softmax) run(FlowHeadWeights(), w);
-  else run(FlowWeights(), w);
+  if (p.head_softmax) {
+    run(FlowHeadWeights(), w);
+  } else {
+    run(ItemScan<FlowMass>(), ItemScanParams<FlowMass>{w.chunks, p.heads, w.mass, w.total, false});
+    run(FlowWeights(), w);
+  }
   run(FlowChunkProduct<T>(), w);
   run(ChunkScan(), flow_scan(w, w.product, p.dim * p.dim_v, p.product, 0, p.dim * p.dim_v));
   run(FlowOut<T>(), w);
 }
 
-// Not causal.
+// What later tokens pass back comes in the order in which each needs the one before: dv, then the gradients of weights,
+// of conserved flows and of flows.
+template <class T, class Run> void flow_causal_backward_passes(const FlowGradWork& g, Run&& run) {
+  const FlowWork& w = g.f;
+  const int64_t dim = w.p.dim, size = dim * w.p.dim_v;
+  run(FlowKept(), w);
+  run(FlowCausalSums<T>(), g);
+  run(ChunkScan(), flow_scan(w, w.flows, 2 * dim, nullptr, 0, 0));
+  run(ChunkScan(), flow_scan(w, w.normalised, 2 * dim, nullptr, 0, 0));
+  run(FlowGradChunkProduct<T>(), g);
+  run(ChunkScan(), flow_scan_back(w, w.product, size));
+  run(FlowGradValues<T>(), g);
+  run(FlowGammaLines(), g);
+  run(ItemScan<FlowLine>(), ItemScanParams<FlowLine>{w.chunks, w.p.heads, g.lines, nullptr, true});
+  run(FlowCausalWeights<T>(), g);
+  run(ChunkScan(), flow_scan_back(w, g.conserved, 2 * dim));
+  run(FlowCausalFlows<T>(), g);
+  run(ChunkScan(), flow_scan_back(w, g.after, 2 * dim));
+  run(FlowCausalGradRows<T, true>(), g);
+  // The other product, in the same memory.
+  run(FlowChunkProduct<T>(), w);
+  run(ChunkScan(), flow_scan(w, w.product, size, nullptr, 0, 0));
+  run(FlowCausalGradRows<T, false>(), g);
+}
+
 template <class T, class Run> void flow_backward_passes(const FlowGradWork& g, Run&& run) {
+  if (g.f.p.causal) return flow_causal_backward_passes<T>(g, run);
   using Pass = FlowGradPass;
   const FlowWork& w = g.f;
   const int64_t dim = w.p.dim;

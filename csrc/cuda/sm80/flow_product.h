@@ -111,27 +111,47 @@ template <class T> struct FlowProducts {
   ATTN_DEVICE static void add_chunk(Shared& s, Product& out, const FlowOperand& a, const FlowOperand& b,
                                     const FlowOperand& c, int64_t first, int64_t begin, int64_t end, int64_t column) {
     ATTN_ROLLED
-    for (int64_t u = kAfter ? first : begin; kAfter ? u < end : u <= first; u += kTile) {
-      Product scores;
-      scores.clear();
-      ATTN_ROLLED
-      for (int64_t d = 0; d < a.dim; d += kTile) {
-        seam::sync_block();
-        load_rows<TileRows::product>(s.a, a, first, end, d);
-        load_rows<TileRows::product>(s.b, b, u, end, d);
-        seam::sync_block();
-        scores.template multiply<TileRows::product, TileRows::product>(s.a, s.b);
-      }
-      seam::sync_block();
-      const bool own = u == first;
-      scores.template for_each<TileRows::product>([&](int i, int j, float x) {
-        const bool seen = !own || (kAfter ? j >= i : j <= i);
-        *s.a.template at<TileRows::product>(i, j) = Product::operand(seen ? x : 0);
-      });
-      load_rows<TileRows::summed>(s.b, c, u, end, column);
-      seam::sync_block();
-      out.template multiply<TileRows::product, TileRows::summed>(s.a, s.b);
+    for (int64_t u = kAfter ? first : begin; kAfter ? u < end : u <= first; u += kTile)
+      add_tile<kAfter>(s, out, a, b, c, first, u, end, column, [](int, int) { return 0.f; });
+  }
+
+  // The same and, over all tokens of the chunk, weight(t - first, u - begin) c_u.
+  template <bool kAfter, class Weight>
+  ATTN_DEVICE static void add_weighted_chunk(Shared& s, Product& out, const FlowOperand& a, const FlowOperand& b,
+                                             const FlowOperand& c, int64_t first, int64_t begin, int64_t end,
+                                             int64_t column, Weight&& weight) {
+    ATTN_ROLLED
+    for (int64_t u = begin; u < end; u += kTile) {
+      add_tile<kAfter>(s, out, a, b, c, first, u, end, column, [&](int i, int j) { return weight(i, u - begin + j); });
     }
+  }
+
+ private:
+  // Of 64 tokens u. Pairs that the order forbids have no score, but a weight.
+  template <bool kAfter, class Weight>
+  ATTN_DEVICE static void add_tile(Shared& s, Product& out, const FlowOperand& a, const FlowOperand& b,
+                                   const FlowOperand& c, int64_t first, int64_t u, int64_t end, int64_t column,
+                                   Weight&& weight) {
+    Product scores;
+    scores.clear();
+    const int64_t inner = (kAfter ? u >= first : u <= first) ? a.dim : 0;
+    ATTN_ROLLED
+    for (int64_t d = 0; d < inner; d += kTile) {
+      seam::sync_block();
+      load_rows<TileRows::product>(s.a, a, first, end, d);
+      load_rows<TileRows::product>(s.b, b, u, end, d);
+      seam::sync_block();
+      scores.template multiply<TileRows::product, TileRows::product>(s.a, s.b);
+    }
+    seam::sync_block();
+    const bool own = u == first;
+    scores.template for_each<TileRows::product>([&](int i, int j, float x) {
+      const bool seen = !own || (kAfter ? j >= i : j <= i);
+      *s.a.template at<TileRows::product>(i, j) = Product::operand((seen ? x : 0) + weight(i, j));
+    });
+    load_rows<TileRows::summed>(s.b, c, u, end, column);
+    seam::sync_block();
+    out.template multiply<TileRows::product, TileRows::summed>(s.a, s.b);
   }
 };
 

@@ -34,6 +34,13 @@ struct FlowPair {
     source.add(dim, of_source, x.source);
     sink.add(dim, of_sink, x.sink);
   }
+  // The same of rows with eps added to every feature.
+  ATTN_DEVICE void add_with(int64_t dim, float eps, float of_source, float of_sink, const FlowPair& x) {
+    for_lane(dim, [&](int j, int) {
+      source.x[j] += of_source * (x.source.x[j] + eps);
+      sink.x[j] += of_sink * (x.sink.x[j] + eps);
+    });
+  }
   // [2][dim]
   ATTN_DEVICE void set(int64_t dim, const float* from) {
     source.set(dim, [&](int, int d) { return from[d]; });
@@ -51,9 +58,11 @@ struct FlowPairs {
       x[seam::warp()][1][d] = pair.sink.x[j];
     });
   }
-  // The sum of warps before the calling one, added to `to`.
-  ATTN_DEVICE void add_before(int64_t dim, FlowPair& to) const {
-    for (int i = 0; i < seam::warp(); ++i) {
+  // The sum of warps before the calling one, or after it, added to `to`.
+  ATTN_DEVICE void add_before(int64_t dim, FlowPair& to) const { add(dim, 0, seam::warp(), to); }
+  ATTN_DEVICE void add_after(int64_t dim, FlowPair& to) const { add(dim, seam::warp() + 1, kFlowWarps, to); }
+  ATTN_DEVICE void add(int64_t dim, int begin, int end, FlowPair& to) const {
+    for (int i = begin; i < end; ++i) {
       for_lane(dim, [&](int j, int d) {
         to.source.x[j] += x[i][0][d];
         to.sink.x[j] += x[i][1][d];
@@ -92,13 +101,6 @@ template <class T> struct FlowSums {
     shared.sums.store_sum(dim, w.flows + c.place(w) * 2 * dim);
   }
 };
-
-ATTN_DEVICE FlowMass merge_mass(FlowMass a, FlowMass b) {
-  if (a.sum == 0) return b;
-  if (b.sum == 0) return a;
-  const float top = std::fmax(a.top, b.top);
-  return {top, a.sum * std::exp(a.top - top) + b.sum * std::exp(b.top - top)};
-}
 
 // kConserved false: incoming and outgoing, and what a chunk adds to the sums of source / outgoing and sink / incoming.
 // true: the conserved flows, from those sums, and the mass of exp(conserved) of the chunk's sources.
@@ -155,7 +157,7 @@ template <class T, bool kConserved> struct FlowDots {
       seam::sync_block();
       if (seam::thread() != 0) return;
       mass = {0, 0};
-      for (int i = 0; i < kFlowWarps; ++i) mass = merge_mass(mass, shared.mass[i]);
+      for (int i = 0; i < kFlowWarps; ++i) mass = FlowMass::join(mass, shared.mass[i]);
       w.mass[c.place(w)] = mass;
     } else {
       shared.sums.put(dim, added);
@@ -187,7 +189,7 @@ template <class T, bool kConserved> struct FlowDots {
       to_sink /= t;
       to_source /= t;
       if (p.source_norm && c.sinks.count > 0) to_source /= flow_ratio(c);
-      if (source) mass = merge_mass(mass, {cut_flow(to_source, static_cast<float>(p.clamp)), 1});
+      if (source) mass = FlowMass::join(mass, {cut_flow(to_source, static_cast<float>(p.clamp)), 1});
     } else {
       added.add(p.dim, source ? t / to_source : 0, sink ? t / to_sink : 0, x);
     }
