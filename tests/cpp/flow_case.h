@@ -306,7 +306,6 @@ inline std::vector<FlowOptions> flow_calls(bool causal) {
   add({.batch = 2, .heads = 4, .heads_kv = 2, .tq = 70, .tk = 130, .dim = 64, .dim_v = 64, .token_major = true});
   add({.heads = 2, .heads_kv = 1, .tq = 90, .tk = 40, .dim = 96, .dim_v = 70, .rules = {.clamp = inf}});
   add({.tq = 20, .tk = 30, .dim = 256, .dim_v = 130, .rules = {.eps = 0.3, .clamp = 5}});
-  add({.tq = 330, .tk = 310, .dim = 9, .dim_v = 2, .rules = {.eps = 0.3, .clamp = 5}});
   add({.tq = 530, .tk = 10, .dim = 1, .dim_v = 3, .rules = {.outside = 1e-2, .clamp = inf}});
   add({.heads = 3, .heads_kv = 3, .tq = 50, .tk = 60, .dim = 33, .rules = {.head_softmax = true}});
   add({.heads = 2, .heads_kv = 2, .tq = 50, .tk = 300, .rules = {.source_norm = true, .clamp = 2}});
@@ -322,6 +321,7 @@ inline std::vector<FlowOptions> flow_calls(bool causal) {
   } else {
     add({.tq = 300, .dim = 20, .keep_state = false});
   }
+  add({.tq = 330, .tk = 310, .dim = 9, .dim_v = 2, .rules = {.eps = 0.3, .clamp = 5}});
   return all;
 }
 
