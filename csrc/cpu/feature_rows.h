@@ -43,6 +43,12 @@ template <class A, class In> ATTN_INLINE vec<A> load_part(const In* p, int64_t n
   return load_as(copy, A{});
 }
 
+// The vector at i of a row of n, padded with zeros.
+template <class A, class In> ATTN_INLINE vec<A> row_part(const In* row, int64_t i, int64_t n) {
+  if (i + Lanes<A>::n <= n) return load_as(row + i, A{});
+  return i < n ? load_part<A>(row + i, n - i) : vec<A>{};
+}
+
 // dst[0, ld) = f(src[0, n)), zero from n on. Out: the accumulation type, or a narrower one.
 template <class In, class Out, class F> ATTN_INLINE void map_row(const In* src, int64_t n, Out* dst, int64_t ld, F f) {
   using A = std::conditional_t<std::is_same_v<Out, double>, double, float>;

@@ -1,15 +1,17 @@
 // Flow attention forward, every sink facing every source. Sums over all tokens must be complete before the next can
-// start: of features, of features over their flow, of the matrix product; then the rows. Each pass reads q or k once.
+// start, and each needs one side only: of k; of q and of q over its flow; of k over its flow and of the matrix product;
+// then the rows of q. So four passes read q and k twice, and v once.
 #pragma once
 
 #include "cpu/flow_rows.h"
+#include "cpu/lanes.h"
 
 ATTN_NAMESPACE_BEGIN
 namespace scan {
 
-// The thread that owns a group keeps its features between passes where they fit into the cache; beyond it, reading them
-// back still beats computing them again, as long as all threads' take no more than this share of q and k.
-constexpr int64_t kCacheBytes = 8 << 20, kCacheShare = 4;
+// The thread that owns a group keeps its features between passes where they fit into the cache. Features in memory
+// would be as far away as q and k are.
+constexpr int64_t kCacheBytes = 8 << 20;
 // exp(conserved - clamp) is far from underflow up to this clamp, so that nobody has to look for the maximum first.
 constexpr double kFixedReference = 16;
 
@@ -23,6 +25,7 @@ template <class In> class FlowForward {
  public:
   explicit FlowForward(const FlowParams& params)
       : p_(params), rows_(params), ld_(feature_width<T>(params.dim)), one_pass_(params.clamp <= kFixedReference),
+        stream_(params.batch * params.heads * params.tq * params.dim_v * int64_t{sizeof(In)} >= pool::kStreamBytes),
         grid_(rows_.groups(), rows_.segment,
               [this](int64_t g) {
                 const int64_t n = rows_.queries(g).count, m = rows_.keys(g).count;
@@ -35,6 +38,7 @@ template <class In> class FlowForward {
     state_size_ = x.state_size();
     probe.take<F>(kChunk * ld_);
     probe.take<A>(kChunk);
+    probe.take<In>(p_.dim_v);
     scratch_bytes_ = probe.used;
     products_ = std::make_unique<Workspace<A>>(rows_.groups() * state_size_);
   }
@@ -42,23 +46,35 @@ template <class In> class FlowForward {
   void run() {
     const bool by_group = grid_.by_group(0.1);
     make_cache(by_group);
-    const Pass sums{2 * ld_, [this](int64_t g, int64_t i, A* added, int w) { sum_flows(g, i, added, w); },
-                    [this](int64_t g, const A* total) { keep_vectors(g, kSources, total); }};
-    const Pass flows{2 * ld_, [this](int64_t g, int64_t i, A* added, int w) { first_flows(g, i, added, w); },
-                     [this](int64_t g, const A* total) { keep_vectors(g, kSourceFlows, total); }};
-    const Pass conserved{0, [this](int64_t g, int64_t i, A*, int w) { conserved_sources(g, i, w); },
-                         [this](int64_t g, const A*) { set_reference(g); }};
+    const Pass sources{ld_, [this](int64_t g, int64_t i, A* added, int w) { sum_sources(g, i, added, w); },
+                       [this](int64_t g, const A* total) { keep_vector(g, kSources, total); }};
+    const Pass sinks{2 * ld_, [this](int64_t g, int64_t i, A* added, int w) { sum_sinks(g, i, added, w); },
+                     [this](int64_t g, const A* total) {
+                       keep_vector(g, kSinks, total);
+                       keep_vector(g, kSinkFlows, total + ld_);
+                     }};
+    const Pass flows{ld_, [this](int64_t g, int64_t i, A* added, int w) { source_flows(g, i, added, w); },
+                     [this](int64_t g, const A* total) {
+                       keep_vector(g, kSourceFlows, total);
+                       set_reference(g);
+                     }};
     const Pass product{state_size_, [this](int64_t g, int64_t i, A* added, int w) { sum_product(g, i, added, w); },
                        [this](int64_t g, const A* total) { keep_product(g, total); }};
+    const Pass both{ld_ + state_size_,
+                    [this](int64_t g, int64_t i, A* added, int w) { sum_product(g, i, added + ld_, w, added); },
+                    [this](int64_t g, const A* total) {
+                      keep_vector(g, kSourceFlows, total);
+                      keep_product(g, total + ld_);
+                    }};
     const Pass out{0, [this](int64_t g, int64_t i, A*, int w) { write_rows(g, i, w); }, [](int64_t, const A*) {}};
     if (p_.head_softmax) {
-      run_passes<A>(grid_, false, sums, flows, conserved);
+      run_passes<A>(grid_, false, sources, sinks, flows);
       softmax_over_heads();
       run_passes<A>(grid_, false, product, out);
     } else if (one_pass_) {
-      run_passes<A>(grid_, by_group, sums, flows, product, out);
+      run_passes<A>(grid_, by_group, sources, sinks, both, out);
     } else {
-      run_passes<A>(grid_, by_group, sums, flows, conserved, product, out);
+      run_passes<A>(grid_, by_group, sources, sinks, flows, product, out);
     }
     rows_.query_lists.for_dropped([this](int64_t b, int64_t t) {
       for (int64_t h = 0; h < p_.heads; ++h) store_zero_row(row_at<In>(p_.out, b, h, t), p_.dim_v);
@@ -72,7 +88,8 @@ template <class In> class FlowForward {
   const FlowParams& p_;
   const Rows rows_;
   const int64_t ld_;     // a row of features
-  const bool one_pass_;  // conserved flows of sources and the product of one segment after the other
+  const bool one_pass_;  // flows of sources and the product of one segment after the other
+  const bool stream_;    // results are larger than the cache
   const SegmentGrid grid_;
   const Workspace<A> vectors_;
   // The sources' softmax: the largest conserved flow of each segment, their sum of exponentials, and per group what
@@ -99,10 +116,7 @@ template <class In> class FlowForward {
   void make_cache(bool by_group) {
     if (!by_group || p_.head_softmax) return;
     const int64_t size = (p_.tq + p_.tk) * ld_, owners = min_count(parallel_threads(), rows_.groups());
-    const int64_t bytes = size * static_cast<int64_t>(sizeof(F));
-    const int64_t given =
-        p_.batch * (p_.heads * p_.tq + p_.heads_kv * p_.tk) * p_.dim * static_cast<int64_t>(sizeof(In));
-    if (bytes > kCacheBytes && owners * bytes > given / kCacheShare) return;
+    if (size * static_cast<int64_t>(sizeof(F)) > kCacheBytes) return;
     cache_ = std::make_unique<Workspace<F>>(owners * size);
   }
   F* cached_source(int worker, int64_t i) const {
@@ -136,63 +150,61 @@ template <class In> class FlowForward {
     });
   }
 
-  void sum_flows(int64_t g, int64_t segment, A* added, int worker) const {
+  // A total becomes a vector, and goes to the caller of the op.
+  void keep_vector(int64_t g, Vector which, const A* total) const {
+    rows_.add_eps(total, vector(g, which), ld_);
+    std::memcpy(static_cast<A*>(p_.sums) + (g * kVectors + which) * p_.dim, total, p_.dim * sizeof(A));
+  }
+
+  void sum_sources(int64_t g, int64_t segment, A* added, int worker) const {
     Scratch w(*this);
-    std::memset(added, 0, 2 * ld_ * sizeof(A));
+    std::memset(added, 0, ld_ * sizeof(A));
     for_sources(w, g, segment, worker, true, [&](const Tokens&, int64_t, int64_t n, const F* rows) {
       add_block_rows(rows, ld_, n, static_cast<const A*>(nullptr), added);
     });
-    for_sinks(w, g, segment, worker, true, [&](const Tokens&, int64_t, int64_t n, const F* rows) {
-      add_block_rows(rows, ld_, n, static_cast<const A*>(nullptr), added + ld_);
-    });
   }
 
-  // Two totals become vectors `first` and `first + 1`, and go to the caller of the op.
-  void keep_vectors(int64_t g, int first, const A* total) const {
-    for (int i = 0; i < 2; ++i) {
-      rows_.add_eps(total + i * ld_, vector(g, static_cast<Vector>(first + i)), ld_);
-      std::memcpy(static_cast<A*>(p_.sums) + (g * kVectors + first + i) * p_.dim, total + i * ld_, p_.dim * sizeof(A));
-    }
-  }
-
-  // Flow through every source and sink; added: sum of source / outgoing, sink / incoming.
-  void first_flows(int64_t g, int64_t segment, A* added, int worker) const {
+  // Of sinks, and of sinks over the flow into them.
+  void sum_sinks(int64_t g, int64_t segment, A* added, int worker) const {
     Scratch w(*this);
     std::memset(added, 0, 2 * ld_ * sizeof(A));
-    const auto flow = [&](const F* rows, int64_t n, const A* against, A* stat, A* sum) {
-      dot_block_rows(rows, ld_, n, against, stat);
-      const A rest = rows_.eps_dot(against, ld_);
-      for (int64_t i = 0; i < n; ++i) {
-        stat[i] += rest;
-        w.weight[i] = 1 / stat[i];
-      }
-      add_block_rows(rows, ld_, n, w.weight, sum);
-    };
-    for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
-      flow(rows, n, vector(g, kSinks), rows_.source_stat(t, g, 0, first), added);
-    });
-    for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
-      flow(rows, n, vector(g, kSources), rows_.sink_stat(t, g, 0, first), added + ld_);
+    for_sinks(w, g, segment, worker, true, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
+      add_block_rows(rows, ld_, n, static_cast<const A*>(nullptr), added);
+      add_over_flow(w, rows, n, vector(g, kSources), rows_.sink_stat(t, g, 0, first), added + ld_);
     });
   }
 
-  // Conserved flow of a block of sources.
-  void conserve(int64_t g, const F* rows, int64_t n, A* stat) const {
+  // flow = rows . against; sum += rows / flow
+  void add_over_flow(Scratch& w, const F* rows, int64_t n, const A* against, A* flow, A* sum) const {
+    dot_block_rows(rows, ld_, n, against, flow);
+    const A rest = rows_.eps_dot(against, ld_);
+    for (int64_t i = 0; i < n; ++i) {
+      flow[i] += rest;
+      w.weight[i] = 1 / flow[i];
+    }
+    add_block_rows(rows, ld_, n, w.weight, sum);
+  }
+
+  // Flow out of a block of sources, and its conserved flow; sum += sources / flow.
+  void flows_of_sources(Scratch& w, const Tokens& t, int64_t g, int64_t first, const F* rows, int64_t n, A* sum) const {
+    add_over_flow(w, rows, n, vector(g, kSinks), rows_.source_stat(t, g, 0, first), sum);
     const double n_sinks = static_cast<double>(rows_.queries(g).count);
     const A factor = p_.source_norm && n_sinks > 0 ? static_cast<A>(rows_.keys(g).count / n_sinks) : A{1};
-    dot_block_rows(rows, ld_, n, vector(g, kSinkFlows), stat);
+    A* conserved = rows_.source_stat(t, g, 1, first);
+    dot_block_rows(rows, ld_, n, vector(g, kSinkFlows), conserved);
     const A rest = rows_.eps_dot(vector(g, kSinkFlows), ld_);
-    for (int64_t i = 0; i < n; ++i) stat[i] = (stat[i] + rest) * factor;
+    for (int64_t i = 0; i < n; ++i) conserved[i] = (conserved[i] + rest) * factor;
   }
 
-  void conserved_sources(int64_t g, int64_t segment, int worker) {
+  void source_flows(int64_t g, int64_t segment, A* added, int worker) {
     Scratch w(*this);
+    std::memset(added, 0, ld_ * sizeof(A));
     A top = -std::numeric_limits<A>::infinity();
     for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
-      A* stat = rows_.source_stat(t, g, 1, first);
-      conserve(g, rows, n, stat);
+      flows_of_sources(w, t, g, first, rows, n, added);
+      const A* conserved = rows_.source_stat(t, g, 1, first);
       for (int64_t i = 0; i < n; ++i) {
-        const A cut = cut_flow(stat[i], rows_.clamp());
+        const A cut = cut_flow(conserved[i], rows_.clamp());
         top = cut > top ? cut : top;
       }
     });
@@ -221,19 +233,28 @@ template <class In> class FlowForward {
     });
   }
 
-  void sum_product(int64_t g, int64_t segment, A* added, int worker) {
+  // `flows`: the pass finds the flows of sources too, and this sum of sources over theirs.
+  void sum_product(int64_t g, int64_t segment, A* added, int worker, A* flows = nullptr) {
     Scratch w(*this);
     Product x(p_.dim, p_.dim_v, w.carve);
     std::memset(added, 0, state_size_ * sizeof(A));
+    if (flows) std::memset(flows, 0, ld_ * sizeof(A));
     double mass = 0;
     for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
-      A *conserved = rows_.source_stat(t, g, 1, first), *weight = rows_.source_stat(t, g, 2, first);
+      A* weight = rows_.source_stat(t, g, 2, first);
+      if (flows) flows_of_sources(w, t, g, first, rows, n, flows);
       if (!p_.head_softmax) {
-        if (one_pass_) conserve(g, rows, n, conserved);
-        mass += compete_block(conserved, n, rows_.clamp(), reference_[g], weight);
+        mass += compete_block(rows_.source_stat(t, g, 1, first), n, rows_.clamp(), reference_[g], weight);
       }
-      rows_.load_weighted_values(t, g, first, n, weight, x.c);
-      x.update_with(rows, ld_, n, added);
+      const In* v[kChunk + kRowsAhead];
+      rows_.list_values(t, g, first, n, v);
+      x.update_with(
+          rows, ld_, n,
+          [&](int64_t i, int64_t column) __attribute__((always_inline)) {
+            if (column == 0) prefetch_row(v[i + kRowsAhead], p_.dim_v);
+            return weight[i] * row_part<A>(v[i], column, p_.dim_v);
+          },
+          added);
     });
     mass_[grid_.item(g, segment)] = mass;
   }
@@ -255,6 +276,8 @@ template <class In> class FlowForward {
 
   void write_rows(int64_t g, int64_t segment, int worker) const {
     Scratch w(*this);
+    In* row = w.carve.template take<In>(p_.dim_v);
+    const pool::RowWriter<In> writer(stream_, row, p_.dim_v);
     Product x(p_.dim, p_.dim_v, w.carve);
     x.set_state(products_->get() + g * state_size_, nullptr);
     const int64_t n_sources = rows_.keys(g).count;
@@ -270,8 +293,12 @@ template <class In> class FlowForward {
       x.apply_state_to(rows, ld_, n);
       for (int64_t i = 0; i < n; ++i) {
         In* out = row_at<In>(p_.out, t.batch, rows_.head(g), t.at(first + i));
-        if (n_sources == 0) store_zero_row(out, p_.dim_v);
-        else store_scaled_row(out, w.weight[i] / incoming[i], x.out + i * x.ld_out, p_.dim_v);
+        if (n_sources == 0) {
+          store_zero_row(out, p_.dim_v);
+          continue;
+        }
+        store_scaled_row(writer.row(out), w.weight[i] / incoming[i], x.out + i * x.ld_out, p_.dim_v);
+        writer.done(out);
       }
     });
   }

@@ -127,11 +127,9 @@ template <class In> struct FlowRows {
     map_row(v_row(t, g, i), p.dim_v, to, ld_v, [weight](vec<A> x) { return weight * x; });
   }
 
-  void load_weighted_values(const Tokens& t, int64_t g, int64_t first, int64_t n, const A* weight, A* to) const {
-    for (int64_t i = 0; i < n; ++i) {
-      prefetch_row(v_row(t, g, min_count(first + i + kRowsAhead, t.count - 1)), p.dim_v);
-      load_weighted_value(t, g, first + i, weight[i], to + i * ld_v);
-    }
+  // Addresses of v's rows, as of list_rows.
+  void list_values(const Tokens& t, int64_t g, int64_t first, int64_t n, const In** at) const {
+    list_rows(t, first, n, at, [&](int64_t i) { return v_row(t, g, i); });
   }
 
   // row + eps where there are components, 0 in the padding.
@@ -142,11 +140,21 @@ template <class In> struct FlowRows {
   A eps_dot(const A* with_eps, int64_t width) const { return eps() * sum_row(with_eps, width) + outside(); }
 
  private:
+  // Addresses of at most kChunk rows from `first` on, and of kRowsAhead more to fetch (the last where there are none).
+  template <class Row>
+  static void list_rows(const Tokens& t, int64_t first, int64_t n, const In** at, Row&& row) {
+    const int64_t known = min_count(t.count - first, n + kRowsAhead);
+    for (int64_t i = 0; i < known; ++i) at[i] = row(first + i);
+    for (int64_t i = known; i < n + kRowsAhead; ++i) at[i] = at[known - 1];
+  }
+
   template <class F, class Row>
   void load_features(const Tokens& t, int64_t first, int64_t n, F* to, int64_t width, Row&& row) const {
-    for (int64_t i = 0; i < n; ++i) {
-      prefetch_row(row(min_count(first + i + kRowsAhead, t.count - 1)), p.dim);
-      sigmoid_row(row(first + i), p.dim, to + i * width, width);
+    const In* from[kChunk + kRowsAhead];
+    for (int64_t i = 0; i < n; i += kChunk) {
+      const int64_t count = min_count(kChunk, n - i);
+      list_rows(t, first + i, count, from, row);
+      sigmoid_rows(from, count, p.dim, to + i * width, width);
     }
   }
 };

@@ -160,28 +160,38 @@ template <class T> class ScanProduct {
   }
 
   // For sums that are complete before they are used (nothing masked, no scores): state += rows^T c over n rows of
-  // features that lie elsewhere, `ld` apart, as A or, where operands are pairs, as bf16 ...
-  template <class F> void update_with(const F* rows, int64_t ld, int64_t n, A* state) {
+  // features that lie elsewhere, `ld` apart, as A or, where operands are pairs, as bf16, and rows c of which value(i,
+  // x) gives the vector at x ...
+  template <class F, class Value>
+  void update_with(const F* rows, int64_t ld, int64_t n, Value&& value, A* state) {
     const T* columns = nullptr;
     int64_t width = ld;
+    T* right = right_ + depth * ld_out;
     if constexpr (kPairs) {
       for (int64_t i = 0; i < n; i += 2) {
         const bool both = i + 1 < n;
         pack_row_pair<T, F>(rows + i * ld, both ? rows + (i + 1) * ld : nullptr, ld_in, b_columns_ + i / 2 * ld_in,
                             ld_in);
-        pair_rows(c + i * ld_out, both ? c + (i + 1) * ld_out : nullptr, ld_out, right_ + (depth + i / 2) * ld_out);
+        for (int64_t x = 0; x < ld_out; x += L) {
+          store(right + i / 2 * ld_out + x, make_pairs(value(i, x), both ? value(i + 1, x) : vec<A>{}));
+        }
       }
       columns = b_columns_;
       width = ld_in;
     } else {
+      for (int64_t i = 0; i < n; ++i) {
+        for (int64_t x = 0; x < ld_out; x += L) store(right + i * ld_out + x, value(i, x));
+      }
       columns = rows;
     }
-    acc_panel<T>(columns, width, inner, depth_of<T>(n), right_ + depth * ld_out, ld_out, ld_out, ones_, state, ld_out);
+    acc_panel<T>(columns, width, inner, depth_of<T>(n), right, ld_out, ld_out, ones_, state, ld_out);
   }
   // ... and out = rows . state.
   template <class F> void apply_state_to(const F* rows, int64_t ld, int64_t n) {
-    std::memset(out, 0, n * ld_out * sizeof(A));
-    add_rows<T>(reinterpret_cast<const T*>(rows), ld / kPair<T>, n, depth, right_, ld_out, ld_out, out, ld_out);
+    const T* left = reinterpret_cast<const T*>(rows);
+    int64_t x = 0;
+    for (; x + 2 * L <= ld_out; x += 2 * L) apply_strip<2>(left, ld / kPair<T>, n, x);
+    if (x < ld_out) apply_strip<1>(left, ld / kPair<T>, n, x);
   }
 
  private:
@@ -217,6 +227,23 @@ template <class T> class ScanProduct {
         const M seen = lane >= static_cast<std::remove_reference_t<decltype(lane[0])>>(j - first - v * L);
         store(at, seen ? load(at) : vec<A>{});
       }
+    }
+  }
+
+  // NV vectors of columns of out.
+  template <int NV> void apply_strip(const T* rows, int64_t ld, int64_t n, int64_t x) const {
+    for_row_blocks(n, [&](auto at_once, int64_t first) __attribute__((always_inline)) {
+      apply_block<at_once, NV>(rows + first * ld, ld, right_ + x, out + first * ld_out + x);
+    });
+  }
+
+  template <int MR, int NV> ATTN_INLINE void apply_block(const T* rows, int64_t ld, const T* state, A* to) const {
+    vec<A> sum[MR][NV];
+    product_block<T, MR, NV>(rows, ld, depth, state, ld_out, sum);
+    ATTN_UNROLL
+    for (int m = 0; m < MR; ++m) {
+      ATTN_UNROLL
+      for (int v = 0; v < NV; ++v) store(to + m * ld_out + v * L, sum[m][v]);
     }
   }
 
