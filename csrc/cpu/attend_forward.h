@@ -72,7 +72,7 @@ template <class In> struct ForwardItem {
       std::memset(static_cast<void*>(thin_q), 0, kThinRowsAtMost * width * sizeof *thin_q);
       for (int32_t r = 0; r < rows->rows; ++r) thin_query(q_row(seq, r), p.dim, thin_q + r * width);
     }
-    for (int32_t r = 0; !thin && r < rows->rows; ++r) fetch_row(q_row(seq, r), p.dim);
+    for (int32_t r = 0; !thin && r < rows->rows; ++r) prefetch_row(q_row(seq, r), p.dim);
     for (int32_t first = 0; !thin && first < rows->rows; first += W) {
       const int32_t n = min_i32(W, rows->rows - first);
       pack_panel<T, In>([&](int64_t r) { return q_row(seq, first + static_cast<int32_t>(r)); }, n, p.dim,

@@ -152,7 +152,7 @@ template <class T> inline void max_rows(Sum<T>* m, const T* const* rows, int64_t
 }
 
 // sum += rows, in their order
-template <class T> inline void add_rows(Sum<T>* sum, const T* const* rows, int64_t count, int64_t n) {
+template <class T> inline void sum_rows(Sum<T>* sum, const T* const* rows, int64_t count, int64_t n) {
   stream_rows<T>(rows, count, n, [&](int64_t i, auto x, auto w) { put(sum + i, get(sum + i, w) + x, w); });
 }
 

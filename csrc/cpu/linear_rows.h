@@ -19,11 +19,6 @@ template <class In> ATTN_INLINE In* row_at(const View4& view, int64_t batch, int
 // none in advance; an access takes 20 to 100 ns, a row about 10 to load.
 constexpr int64_t kRowsAhead = 16;
 
-template <class In> ATTN_INLINE void prefetch_row(const In* row, int64_t n) {
-  const char* at = reinterpret_cast<const char*>(row);
-  for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(In)); byte += 64) __builtin_prefetch(at + byte);
-}
-
 template <class In> struct LinearRows {
   using T = Operand<In>;
   using A = Acc<T>;

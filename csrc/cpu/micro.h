@@ -4,6 +4,7 @@
 //   dot_panel   S[n][lane] = c * sum_d A[n][d] * B[d][lane]     A row-major in memory, B a panel (Q or K transposed)
 //   acc_panel   O[lane][x] = O[lane][x] * alpha[lane] + sum_n P[n][lane] * B[n][x]     P a panel, B row-major
 //   add_rows    O[n][x] += sum_k A[n][k] * B[k][x]                                     both row-major (backward: dQ)
+//   multiply_rows  the same without +
 //
 // So scores come out with query rows in lanes: softmax needs no horizontal step, and the probabilities already have
 // the layout the second product broadcasts from. K (in dot) and V (in acc) are read as they lie in memory.
@@ -190,37 +191,51 @@ inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, co
   }
 }
 
-template <class T, int MR, int NV>
-ATTN_INLINE void add_block(const T* a, int64_t lda, int64_t depth, const T* b, int64_t ldb, Acc<T>* __restrict o,
-                           int64_t ldo) {
+template <class T, int MR, int NV, bool Add>
+ATTN_INLINE void rows_block(const T* a, int64_t lda, int64_t depth, const T* b, int64_t ldb, Acc<T>* __restrict o,
+                            int64_t ldo) {
   constexpr int L = kLanes<T>;
   vec<Acc<T>> acc[MR][NV];
   product_block<T, MR, NV>(a, lda, depth, b, ldb, acc);
   ATTN_UNROLL
   for (int m = 0; m < MR; ++m) {
     ATTN_UNROLL
-    for (int v = 0; v < NV; ++v) store(o + m * ldo + v * L, load(o + m * ldo + v * L) + acc[m][v]);
+    for (int v = 0; v < NV; ++v) {
+      Acc<T>* at = o + m * ldo + v * L;
+      store(at, Add ? load(at) + acc[m][v] : acc[m][v]);
+    }
   }
 }
 
-template <class T, int NV>
-inline void add_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, Acc<T>* o,
-                      int64_t ldo) {
-  int64_t n = 0;
-  for (; n + kDotRows <= rows; n += kDotRows)
-    add_block<T, kDotRows, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
-  for (; n + 2 <= rows; n += 2) add_block<T, 2, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
-  if (n < rows) add_block<T, 1, NV>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
+template <class T, int NV, bool Add>
+inline void rows_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, Acc<T>* o,
+                       int64_t ldo) {
+  for_row_blocks(rows, [&](auto at_once, int64_t n) __attribute__((always_inline)) {
+    rows_block<T, at_once, NV, Add>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
+  });
+}
+
+template <class T, bool Add>
+inline void rows_product(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
+                         Acc<T>* o, int64_t ldo) {
+  constexpr int L = kLanes<T>;
+  int64_t x = 0;
+  for (; x + 2 * L <= columns; x += 2 * L) rows_strip<T, 2, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
+  if (x < columns) rows_strip<T, 1, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
 }
 
 // O [rows][columns] += A B. `columns` is a multiple of the vector length; lda, depth and ldb count T.
 template <class T>
 inline void add_rows(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
                      Acc<T>* o, int64_t ldo) {
-  constexpr int L = kLanes<T>;
-  int64_t x = 0;
-  for (; x + 2 * L <= columns; x += 2 * L) add_strip<T, 2>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
-  if (x < columns) add_strip<T, 1>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
+  rows_product<T, true>(a, lda, rows, depth, b, ldb, columns, o, ldo);
+}
+
+// O = A B: what it held doesn't count.
+template <class T>
+inline void multiply_rows(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb,
+                          int64_t columns, Acc<T>* o, int64_t ldo) {
+  rows_product<T, false>(a, lda, rows, depth, b, ldb, columns, o, ldo);
 }
 
 ATTN_NAMESPACE_END

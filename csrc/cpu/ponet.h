@@ -120,7 +120,7 @@ template <class T> class PonetForward : PonetCall<T> {
       }
       S* sum = query_parts_ + c.index * C;
       clear_row(sum, C);
-      add_rows<T>(sum, z.rows, n, C);
+      sum_rows<T>(sum, z.rows, n, C);
     }
     if (!cut.may_split()) return;
     cut.for_runs(c, [&](const PonetCut::Run& run) {

@@ -194,20 +194,14 @@ template <class In> class PanelForward {
     const In* v =
         static_cast<const In*>(p_.v.data) + c.span.batch * p_.v.batch + kv_head * p_.v.head + c.span.first * p_.v.token;
     const bool whole = splits_.first(c.sequence + 1) - splits_.first(c.sequence) == 1;
-    bool started = false, finished = false;
     const RowWriter<In> writer = row_writer(z);
-    const auto clear_states = [&](int64_t row, int64_t n) {
-      fill_row(z.m + row, -kInf<A>, n);
-      clear_row(z.l + row, n);
-    };
-    const auto clear = [&](int64_t row, int64_t n) {
-      clear_states(row, n);
-      clear_row(z.o + row * columns_, n * columns_);
-    };
+    bool summed = over_queries();  // do the sums hold anything yet?
+    fill_row(z.m, -kInf<A>, tile_rows());
+    clear_row(z.l, tile_rows());
     fill_row(z.alpha, A{1}, W);
-    if (over_queries()) clear(0, tile_rows());
+    if (summed) clear_row(z.o, tile_rows() * columns_);
     TokenList tokens;
-    for (int64_t t = c.begin; t < c.end; started = true) {
+    for (int64_t t = c.begin; t < c.end;) {
       t = tokens.fill(p_.mask, c.span, t, c.end, tokens_);
       if (tokens.n == 0) break;
       const Operands<T> keys = as_rows<T, In>(k, p_.k.token, p_.dim, tokens, z.k);
@@ -216,11 +210,11 @@ template <class In> class PanelForward {
         share_keys(keys, values, tokens.n, set, head, z);
         continue;
       }
+      const bool complete = whole && t == c.end;
       for (int64_t i = first; i < last; ++i) {
+        const int64_t row = (i - first) * W;
         with_vectors(cut_.vectors(i), [&](auto nv) {
           constexpr int NV = nv;
-          const int64_t row = (i - first) * W;
-          if (!started) clear_states(row, W);
           vec<A> top[NV];
           for (int x = 0; x < NV; ++x) top[x] = splat(-kInf<A>);
           dot_panel<T, NV>(keys.data, keys.ld, tokens.n, depth_, panel(set, head, i), logit_factor(), z.s, top);
@@ -231,16 +225,16 @@ template <class In> class PanelForward {
             store_weights<T, NV>(z.s, tokens.n, z.weights);
           }
           acc_panel<T>(z.weights, NV * L, cut_.rows(i), depth_of<T>(tokens.n), values.data, values.ld, columns_,
-                       started ? z.alpha : nullptr, z.o + row * columns_, columns_);
+                       summed ? z.alpha : nullptr, z.o + row * columns_, columns_);
         });
         // While the panel's sums are in L1, and so that writing results overlaps with the next panel's products.
-        if (whole && t == c.end) finish_panel(c.sequence, head, i, (i - first) * W, z, writer);
+        if (complete) finish_panel(c.sequence, head, i, row, z, writer);
       }
-      finished = whole && t == c.end;
+      if (complete) return;
+      summed = true;
     }
-    if (finished) return;
-    if (!started && !over_queries()) clear(0, tile_rows());
-    if (whole) return finish(c.sequence, head, first, last, z);
+    if (!summed) clear_row(z.o, tile_rows() * columns_);
+    if (whole) return finish(c.sequence, head, first, last, z, writer);
     A* part = parts_ + (at * splits_.count() + index) * part_size();
     std::memcpy(part, z.o, tile_rows() * columns_ * sizeof(A));
     std::memcpy(part + tile_rows() * columns_, z.m, tile_rows() * sizeof(A));
@@ -301,8 +295,8 @@ template <class In> class PanelForward {
   }
 
   // Result rows of one tile from accumulators o, m, l.
-  void finish(int64_t sequence, int64_t head, int64_t first, int64_t last, const Scratch& z) const {
-    const RowWriter<In> writer = row_writer(z);
+  void finish(int64_t sequence, int64_t head, int64_t first, int64_t last, const Scratch& z,
+              const RowWriter<In>& writer) const {
     for (int64_t i = first; i < last; ++i) finish_panel(sequence, head, i, (i - first) * W, z, writer);
   }
 
@@ -364,7 +358,7 @@ template <class In> class PanelForward {
         for_lanes<A>(columns_, [&](int64_t x, auto w) { put(o + x, get(o + x, w) + get(from + x, w) * weight, w); });
       }
     }
-    finish(sequence, at / tiles_, first, last, z);
+    finish(sequence, at / tiles_, first, last, z, row_writer(z));
   }
 };
 

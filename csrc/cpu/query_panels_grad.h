@@ -126,7 +126,7 @@ template <class In> class PanelBackward {
     Operands<T> columns;
   };
 
-  // A tile of queries.
+  // A tile of queries. Only products need columns.
   struct Rows {
     int64_t first;
     int n;
@@ -176,7 +176,7 @@ template <class In> class PanelBackward {
     return keys;
   }
 
-  Rows load_rows(int64_t sequence, int64_t head, int64_t first, const Scratch& z) const {
+  Rows load_rows(int64_t sequence, int64_t head, int64_t first, bool columns, const Scratch& z) const {
     const TokenList list = TokenList::run_of(first, p_.queries - first < kGradRows ? p_.queries - first : kGradRows);
     const In *q = q_base(sequence, head), *dout = dout_base(sequence, head);
     Rows r{first,
@@ -185,14 +185,14 @@ template <class In> class PanelBackward {
            {},
            as_rows<T, In>(dout, b_.dout.token, p_.dim_v, list, z.dout),
            {}};
-    if (b_.dk.data) r.q_columns = as_columns<T, In>(q, p_.q.token, p_.dim, list, z.q_columns);
-    if (b_.dv.data) r.dout_columns = as_columns<T, In>(dout, b_.dout.token, p_.dim_v, list, z.dout_columns);
+    if (columns && b_.dk.data) r.q_columns = as_columns<T, In>(q, p_.q.token, p_.dim, list, z.q_columns);
+    if (columns && b_.dv.data) r.dout_columns = as_columns<T, In>(dout, b_.dout.token, p_.dim_v, list, z.dout_columns);
     return r;
   }
 
   // Calls f(tile) for every tile of queries of a head.
-  template <class F> void for_tiles(int64_t sequence, int64_t head, const Scratch& z, F&& f) const {
-    for (int64_t first = 0; first < p_.queries; first += kGradRows) f(load_rows(sequence, head, first, z));
+  template <class F> void for_tiles(int64_t sequence, int64_t head, bool columns, const Scratch& z, F&& f) const {
+    for (int64_t first = 0; first < p_.queries; first += kGradRows) f(load_rows(sequence, head, first, columns, z));
   }
 
   // Calls f(number of vectors as a constant, panel) for every panel of keys.
@@ -206,7 +206,7 @@ template <class In> class PanelBackward {
   void head_gradients(int64_t sequence, int64_t head, const Keys& keys, const Scratch& z, A* sum) const {
     const int64_t at = (sequence * p_.heads + head) * p_.queries;
     const A scale = static_cast<A>(p_.scale), factor = over_keys() ? A{0} : factors_[sequence];
-    for_tiles(sequence, head, z, [&](const Rows& rows) {
+    for_tiles(sequence, head, true, z, [&](const Rows& rows) {
       for_panels(keys, [&](auto nv, int64_t panel) {
         scores<nv>(rows, panel, z, z.s, z.ds);
         weigh<nv>(z, panel, rows.n, z.s, z.ds, [&](int64_t m, int, vec<A>& s, vec<A>& ds) {
@@ -230,7 +230,7 @@ template <class In> class PanelBackward {
   void share_gradients(int64_t sequence, int64_t head, const Keys& keys, const Scratch& z, A* sum) const {
     for_panels(keys, [&](auto nv, int64_t panel) {
       constexpr int NV = nv, width = NV * L;
-      for_tiles(sequence, head, z, [&](const Rows& rows) {
+      for_tiles(sequence, head, false, z, [&](const Rows& rows) {
         scores<NV>(rows, panel, z, z.s + rows.first * width, z.ds + rows.first * width);
       });
       vec<A> top[NV], total[NV], mean[NV];
@@ -247,7 +247,7 @@ template <class In> class PanelBackward {
         }
         mean[x] /= total[x];
       }
-      for_tiles(sequence, head, z, [&](const Rows& rows) {
+      for_tiles(sequence, head, true, z, [&](const Rows& rows) {
         A *s = z.s + rows.first * width, *ds = z.ds + rows.first * width;
         weigh<NV>(z, panel, rows.n, s, ds, [&](int64_t, int x, vec<A>& w, vec<A>& g) {
           w /= total[x];
@@ -320,9 +320,9 @@ template <class In> class PanelBackward {
       // The partner of a last odd key is no key: its k is 0, its dS may be anything.
       for (int64_t m = 0; n % 2 && m < rows.n; ++m) slope_row(z, m)[begin + n] = In{};
     }
-    attn::add_rows<T>(z.slope_rows + begin / kPair<T>, kGradTokens / kPair<T>, rows.n, depth_of<T>(n),
-                      keys.columns.data + begin / kPair<T> * keys.columns.ld, keys.columns.ld, columns_,
-                      sum + rows.first * columns_, columns_);
+    add_rows<T>(z.slope_rows + begin / kPair<T>, kGradTokens / kPair<T>, rows.n, depth_of<T>(n),
+                keys.columns.data + begin / kPair<T> * keys.columns.ld, keys.columns.ld, columns_,
+                sum + rows.first * columns_, columns_);
   }
 
   void write_keys(const Chunk& c, int64_t kv_head, const TokenList& tokens, const A* from, const View4& to, int64_t ld,

@@ -143,13 +143,12 @@ template <class T> class ScanProduct {
 
   // out = a state, for the n rows of a as they were filled: no set_queries, no keys.
   void apply_state(int64_t n) {
-    std::memset(out, 0, n * ld_out * sizeof(A));
     if constexpr (kPairs) {
       const int64_t ld = depth_of<T>(ld_in);
       for (int64_t i = 0; i < n; ++i) pair_row(a + i * ld_in, a_rows_ + i * ld);
-      add_rows<T>(a_rows_, ld, n, depth, right_, ld_out, ld_out, out, ld_out);
+      multiply_rows<T>(a_rows_, ld, n, depth, right_, ld_out, ld_out, out, ld_out);
     } else {
-      add_rows<T>(a, ld_in, n, inner, right_, ld_out, ld_out, out, ld_out);
+      multiply_rows<T>(a, ld_in, n, inner, right_, ld_out, ld_out, out, ld_out);
     }
   }
 
@@ -188,10 +187,7 @@ template <class T> class ScanProduct {
   }
   // ... and out = rows . state.
   template <class F> void apply_state_to(const F* rows, int64_t ld, int64_t n) {
-    const T* left = reinterpret_cast<const T*>(rows);
-    int64_t x = 0;
-    for (; x + 2 * L <= ld_out; x += 2 * L) apply_strip<2>(left, ld / kPair<T>, n, x);
-    if (x < ld_out) apply_strip<1>(left, ld / kPair<T>, n, x);
+    multiply_rows<T>(reinterpret_cast<const T*>(rows), ld / kPair<T>, n, depth, right_, ld_out, ld_out, out, ld_out);
   }
 
  private:
@@ -227,23 +223,6 @@ template <class T> class ScanProduct {
         const M seen = lane >= static_cast<std::remove_reference_t<decltype(lane[0])>>(j - first - v * L);
         store(at, seen ? load(at) : vec<A>{});
       }
-    }
-  }
-
-  // NV vectors of columns of out.
-  template <int NV> void apply_strip(const T* rows, int64_t ld, int64_t n, int64_t x) const {
-    for_row_blocks(n, [&](auto at_once, int64_t first) __attribute__((always_inline)) {
-      apply_block<at_once, NV>(rows + first * ld, ld, right_ + x, out + first * ld_out + x);
-    });
-  }
-
-  template <int MR, int NV> ATTN_INLINE void apply_block(const T* rows, int64_t ld, const T* state, A* to) const {
-    vec<A> sum[MR][NV];
-    product_block<T, MR, NV>(rows, ld, depth, state, ld_out, sum);
-    ATTN_UNROLL
-    for (int m = 0; m < MR; ++m) {
-      ATTN_UNROLL
-      for (int v = 0; v < NV; ++v) store(to + m * ld_out + v * L, sum[m][v]);
     }
   }
 

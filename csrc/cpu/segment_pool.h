@@ -108,7 +108,7 @@ template <class T> inline void reduce_part(const SegmentPoolParams& p, const Par
   switch (p.reduce) {
     case PoolReduce::max: fill_row(acc, -kInf<S>, n); return max_rows<T>(acc, rows.row, rows.n, n);
     case PoolReduce::mean:
-    case PoolReduce::sum: clear_row(acc, n); return add_rows<T>(acc, rows.row, rows.n, n);
+    case PoolReduce::sum: clear_row(acc, n); return sum_rows<T>(acc, rows.row, rows.n, n);
     case PoolReduce::first:
     case PoolReduce::last:
       clear_row(acc, n);

@@ -234,6 +234,13 @@ ATTN_INLINE u32v make_pairs(f32v lo, f32v hi) {
 #endif
 }
 
+// Starts fetching n elements into the cache of a level (3: L1, 2: L2).
+template <int kLevel = 3, class T> ATTN_INLINE void prefetch_row(const T* row, int64_t n) {
+  const char* at = reinterpret_cast<const char*>(row);
+  for (int64_t byte = 0; byte < n * static_cast<int64_t>(sizeof(T)); byte += 64)
+    __builtin_prefetch(at + byte, 0, kLevel);
+}
+
 // Sums of neighbours: (a0 + a1, a2 + a3, ..., b0 + b1, ...).
 template <class V, int... I>
 ATTN_INLINE V add_neighbours(V a, V b, std::integer_sequence<int, I...>) {

@@ -74,11 +74,6 @@ template <class In> ATTN_INLINE int rows_of_bytes(int64_t bytes, int64_t dim) {
   return rows < 1 ? 1 : rows > kThinAheadRows ? kThinAheadRows : static_cast<int>(rows);
 }
 
-template <class In> ATTN_INLINE void fetch_row(const In* row, int64_t n) {
-  constexpr int64_t step = 64 / sizeof(In);
-  for (int64_t i = 0; i < n; i += step) __builtin_prefetch(row + i, 0, 3);
-}
-
 // Looks up the memory pages of n rows: scattered ones miss in every buffer of address translation, which takes as long
 // as fetching several lines.
 template <class In> inline void touch_pages(const In* const* rows, int n, int64_t dim) {
@@ -110,7 +105,7 @@ inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int6
     for (int i = 0; i < kKeys; ++i) {
       const int64_t key = j + (i < keys ? i : 0);
       row[i] = k[key];
-      fetch_row(later[key], dim);
+      prefetch_row(later[key], dim);
       if (whole < dim) {
         std::memset(static_cast<void*>(tail[i]), 0, sizeof tail[i]);
         std::memcpy(tail[i], row[i] + whole, (dim - whole) * sizeof(In));
@@ -189,7 +184,7 @@ inline void thin_acc_block(const In* const* v, const In* const* later, int64_t n
                            A* o, int64_t ldo, int64_t x) {
   vec<A> acc[kThinRows] = {};
   for (int64_t j = 0; j < n; ++j) {
-    fetch_row(later[j] + x, Lanes<A>::n);
+    prefetch_row(later[j] + x, Lanes<A>::n);
     const vec<A> value = load_as(v[j] + x, A{});
     ATTN_UNROLL
     for (int r = 0; r < kThinRows; ++r) acc[r] += splat(weights[j * kThinRows + r]) * value;
@@ -208,7 +203,7 @@ inline void thin_acc_blocks(const In* const* v, const In* const* later, int64_t 
   vec<A> acc[kThinRows][kThinVecs] = {};
   for (int64_t j = 0; j < n; ++j) {
     const In* row = v[j] + x;
-    fetch_row(later[j] + x, kThinVecs * L);
+    prefetch_row(later[j] + x, kThinVecs * L);
     vec<A> value[kThinVecs];
     ATTN_UNROLL
     for (int i = 0; i < kThinVecs; ++i) value[i] = load_as(row + i * L, A{});
@@ -260,8 +255,8 @@ inline void thin_acc_pairs(const bf16* const* v, const bf16* const* later, int64
   // Keys j and, with `both`, j + 1.
   auto add = [&](int64_t j, auto both) {
     const bf16 *one = v[j] + x, *two = v[j + both] + x;
-    fetch_row(later[j] + x, 32 * kHalves);
-    if constexpr (both) fetch_row(later[j + 1] + x, 32 * kHalves);
+    prefetch_row(later[j] + x, 32 * kHalves);
+    if constexpr (both) prefetch_row(later[j + 1] + x, 32 * kHalves);
     u32v value[2 * kHalves];
     ATTN_UNROLL
     for (int i = 0; i < kHalves; ++i) {

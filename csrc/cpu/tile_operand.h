@@ -28,11 +28,7 @@ template <class In> struct TokenRows {
   }
 
   // The same into the cache of a level (3: L1, 2: L2), for any rows.
-  template <int kLevel> ATTN_INLINE void fetch(int64_t i) const {
-    const char* at = reinterpret_cast<const char*>(row(i));
-    for (int64_t byte = 0; byte < dim * static_cast<int64_t>(sizeof(In)); byte += 64)
-      __builtin_prefetch(at + byte, 0, kLevel);
-  }
+  template <int kLevel> ATTN_INLINE void fetch(int64_t i) const { prefetch_row<kLevel>(row(i), dim); }
 
   const In* first(const Run& r) const { return base + r.page * page_stride + r.begin * stride; }
 

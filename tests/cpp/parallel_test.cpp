@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <stdexcept>
 #include <thread>
@@ -25,17 +26,21 @@ TEST_P(Parallel, EveryItemOnce) {
   }
 }
 
-// One worker after another sees the items in their order.
-TEST(ParallelRuns, AreConsecutive) {
-  const ParallelBackend before = set_parallel_backend({[] { return 4; },
-                                                       [](int workers, void (*body)(void*, int), void* context) {
-                                                         for (int w = 0; w < workers; ++w) body(context, w);
-                                                       }});
-  std::vector<int64_t> order;
-  parallel_runs(100, [&](int64_t item, int) { order.push_back(item); });
-  set_parallel_backend(before);
-  ASSERT_EQ(order.size(), 100u);
-  for (int64_t i = 0; i < 100; ++i) EXPECT_EQ(order[i], i);
+// Two workers wait for each other at their first items: the second one starts where the first one's run ends, which
+// is half of a worker's share of what was left.
+TEST(ParallelRuns, AreTakenAtOnce) {
+  set_pool_threads(2);
+  std::vector<int64_t> first(2, -1);
+  std::atomic<int> started{0};
+  parallel_runs(100, [&](int64_t item, int worker) {
+    if (first[worker] >= 0) return;
+    first[worker] = item;
+    ++started;
+    while (started < 2) std::this_thread::yield();
+  });
+  set_pool_threads(0);
+  std::sort(first.begin(), first.end());
+  EXPECT_EQ(first, (std::vector<int64_t>{0, 25}));
 }
 
 TEST_P(Parallel, AnExceptionEndsItsRun) {
