@@ -71,6 +71,13 @@ def test_transposed_without_a_look_at_values(mask, block_q, block_k):
         assert slot is None or (slot[unused] == -1).all()
 
 
+def test_heads_of_an_empty_mask():
+    """PyTorch may give an empty result a stride of 0, which is no shared pattern."""
+    mask = torch.empty_strided((3, 2, 2, 0), (0, 0, 1, 1), dtype=torch.bool)
+    layout = BlockLayout.from_mask(mask)
+    assert (layout.batch, layout.heads, layout.q_len, layout.kv_len) == (3, 2, 128, 0)
+
+
 @given(st.integers(0, 1000), st.integers(1, 3), st.integers(0, 3), *[st.integers(0, 70)] * 2)
 def test_lists_of_a_block_mask(seed, batch, heads, rows, columns):
     g = torch.Generator().manual_seed(seed)
