@@ -34,7 +34,7 @@ template <class Family> auto by_dim(const char* what, const char* whose, int64_t
   refuse(what, "head dimensions of ", whose, " must be at most ", most, ", got ", dim, "; move the tensors to the CPU");
 }
 
-// Family::of<kType>, of what is built for float32 too.
+// Family::of<kType>.
 template <class Family> auto by_type(const char* what, DType type) {
   switch (type) {
     case DType::f32: return Family::template of<DType::f32>;
@@ -42,6 +42,15 @@ template <class Family> auto by_type(const char* what, DType type) {
     case DType::f16: return Family::template of<DType::f16>;
     default: refuse_dtype(what, type);
   }
+}
+
+// Of<kType>::of<kDim>.
+template <template <DType> class Of> struct ByDim {
+  template <DType kType> static constexpr auto of = &by_dim<Of<kType>>;
+};
+template <template <DType> class Of> auto by_type_and_dim(const char* what, const char* whose, DType type,
+                                                          int64_t dim) {
+  return by_type<ByDim<Of>>(what, type)(what, whose, dim);
 }
 
 }  // namespace attn::cuda

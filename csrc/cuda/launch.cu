@@ -45,14 +45,7 @@ template <DType kType> struct AttendForwardOf {
 };
 
 AttendLaunchers choose(const AttendParams& p) {
-  constexpr const char *what = "attention forward", *whose = "q, k and v";
-  const int64_t dim = std::max(p.dim, p.dim_v);
-  switch (p.dtype) {
-    case DType::f32: return by_dim<AttendForwardOf<DType::f32>>(what, whose, dim);
-    case DType::bf16: return by_dim<AttendForwardOf<DType::bf16>>(what, whose, dim);
-    case DType::f16: return by_dim<AttendForwardOf<DType::f16>>(what, whose, dim);
-    default: refuse_dtype(what, p.dtype);
-  }
+  return by_type_and_dim<AttendForwardOf>("attention forward", "q, k and v", p.dtype, std::max(p.dim, p.dim_v));
 }
 
 #if ATTN_CUDA_SM90A
@@ -92,23 +85,15 @@ Launcher<BackwardParams> choose_groups(const AttendBackwardParams& b) {
   return nullptr;
 }
 
+struct AttendBackwardLaunchers { Launcher<BackwardParams> delta, gradients; };
 template <DType kType> struct AttendGradientsOf {
-  template <int kDim> static constexpr Launcher<BackwardParams> of = launch_attend_gradients<kType, kDim>;
+  template <int kDim> static constexpr AttendBackwardLaunchers of = {launch_attend_delta<kType>,
+                                                                     launch_attend_gradients<kType, kDim>};
 };
 
-struct AttendBackwardLaunchers { Launcher<BackwardParams> delta, gradients; };
-
 AttendBackwardLaunchers choose(const AttendBackwardParams& b) {
-  constexpr const char *what = "attention backward", *whose = "q, k and v";
   const AttendParams& p = b.forward;
-  const int64_t dim = std::max(p.dim, p.dim_v);
-  switch (p.dtype) {
-    case DType::f32: return {launch_attend_delta<DType::f32>, by_dim<AttendGradientsOf<DType::f32>>(what, whose, dim)};
-    case DType::bf16:
-      return {launch_attend_delta<DType::bf16>, by_dim<AttendGradientsOf<DType::bf16>>(what, whose, dim)};
-    case DType::f16: return {launch_attend_delta<DType::f16>, by_dim<AttendGradientsOf<DType::f16>>(what, whose, dim)};
-    default: refuse_dtype(what, p.dtype);
-  }
+  return by_type_and_dim<AttendGradientsOf>("attention backward", "q, k and v", p.dtype, std::max(p.dim, p.dim_v));
 }
 
 template <DType kType> struct HipSelectOf {
@@ -116,17 +101,12 @@ template <DType kType> struct HipSelectOf {
 };
 
 Launcher<SelectParams> choose(const SelectParams& p) {
-  constexpr const char *what = "hip_select", *whose = "q and k";
+  constexpr const char* what = "hip_select";
   if (const int64_t nodes = hip_nodes(p); nodes > kHipNodesAtMost) {
     refuse(what, "ceil(mask_k / block_size_k) must be at most ", kHipNodesAtMost, ", got ", nodes,
            "; use a smaller mask_k or a larger block_size_k, or move the tensors to the CPU");
   }
-  switch (p.dtype) {
-    case DType::f32: return by_dim<HipSelectOf<DType::f32>>(what, whose, p.dim);
-    case DType::bf16: return by_dim<HipSelectOf<DType::bf16>>(what, whose, p.dim);
-    case DType::f16: return by_dim<HipSelectOf<DType::f16>>(what, whose, p.dim);
-    default: refuse_dtype(what, p.dtype);
-  }
+  return by_type_and_dim<HipSelectOf>(what, "q and k", p.dtype, p.dim);
 }
 
 struct MergeStatesOf {
