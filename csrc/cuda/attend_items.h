@@ -43,6 +43,12 @@ ATTN_HD bool open_row_tile(const AttendParams& p, const Sequence& seq, const Row
   return true;
 }
 
+// Row 0's word of LayoutView::bits with a key of the span; -1: the span is whole, or its slot isn't one.
+ATTN_HD int64_t word_of_key(const LayoutView& l, const Span& s, int32_t key) {
+  if (s.slot < 0 || s.slot >= l.num_slots) return -1;
+  return s.slot * l.block_q * ((l.block_k + 31) / 32) + (key - s.origin) / 32;
+}
+
 template <int kRows> struct RowGrid {
   // Places before sequence s of a packed batch, which starts at `token`. A sequence of n tokens that starts anywhere
   // touches at most one block more than the quotients differ by, and one more where its first block is short.
@@ -96,7 +102,7 @@ struct KeyItem {
   int32_t begin, end;
 };
 
-template <int kKeys> struct KeyGridOf {
+template <int kKeys> struct KeyGrid {
   ATTN_HD static int64_t first_place(int64_t s, int64_t token) { return token / kKeys + s; }
   ATTN_HD static int64_t uniform_places(const AttendParams& p) { return (p.tk + kKeys - 1) / kKeys; }
 
@@ -124,6 +130,5 @@ template <int kKeys> struct KeyGridOf {
     return true;
   }
 };
-using KeyGrid = KeyGridOf<kTileKeys>;
 
 }  // namespace attn::cuda

@@ -10,7 +10,7 @@ namespace attn::cuda {
 
 constexpr int32_t kNoKey = INT32_MIN;  // a position below every window
 
-template <int kSize> struct KeyTileOf {
+template <int kSize> struct KeyTile {
   static constexpr int kKeys = kSize;
   int64_t k_row[kSize], v_row[kSize];  // where a key's rows begin in its kv head, in elements; -1: no key
   int64_t word[kSize];                 // key's word of row 0 in LayoutView::bits, or -1
@@ -23,7 +23,6 @@ template <int kSize> struct KeyTileOf {
   int32_t segment_low, segment_high;
   bool any_exempt, all_exempt, any_bits, removed;  // removed: a key of weight -inf, seen by nobody
 };
-using KeyTile = KeyTileOf<kTileKeys>;
 
 // Rows as far as position tells; any superset of them is right too.
 struct RowsReach {
@@ -65,11 +64,10 @@ ATTN_DEVICE void warp_range(int32_t& low, int32_t& high) {
 // distance from `from`, with gaps between them. A warp function.
 template <bool kPlaced = false, int kKeys>
 ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, int32_t from, int32_t end,
-                                  KeyTileOf<kKeys>& t) {
+                                  KeyTile<kKeys>& t) {
   const RowGroup& g = item.group;
   const int32_t sink = clamp_position(p.rule.sink), lane = seam::lane();
   const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
-  const int64_t words = (p.layout.block_k + 31) / 32;
   int32_t n = 0, filled = 0, first = 0, next = from, segment_low = kUnbounded, segment_high = -kUnbounded - 1;
   bool any_exempt = false, all_exempt = true, any_bits = false, removed = false;
   auto no_key = [&](int32_t i) {
@@ -104,9 +102,8 @@ ATTN_DEVICE int32_t fill_key_tile(const AttendParams& p, const RowItem& item, in
     }
     t.position[i] = position;
     t.exempt[i] = s.exempt | (position < sink);
-    const int32_t column = position - s.origin;
-    t.word[i] = s.slot < 0 || s.slot >= p.layout.num_slots ? -1 : s.slot * p.layout.block_q * words + column / 32;
-    t.bit[i] = column % 32;
+    t.word[i] = word_of_key(p.layout, s, position);
+    t.bit[i] = (position - s.origin) % 32;
     if (p.segment_k.data) {
       const int32_t id = p.segment_k.data[item.seq.batch * p.segment_k.batch + token * p.segment_k.token];
       t.segment[i] = id;

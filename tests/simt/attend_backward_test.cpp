@@ -276,11 +276,12 @@ TEST(SimtAttendGrid, EveryKeyHasOnePlace) {
       for (int64_t h = 0; h < o.heads_kv; ++h)
         for (int64_t k = 0; k < s.keys; ++k)
           want[static_cast<size_t>((s.batch * o.heads_kv + h) * o.tk + s.k_token + k)] = 1;
-    const cuda::Grid grid = cuda::KeyGrid::grid(p);
+    using Items = cuda::KeyGrid<cuda::kTileKeys>;
+    const cuda::Grid grid = Items::grid(p);
     for (int64_t y = 0; y < grid.y; ++y) {
       for (int64_t x = 0; x < grid.x; ++x) {
         cuda::KeyItem item;
-        if (!cuda::KeyGrid::open(p, x, y, item)) continue;
+        if (!Items::open(p, x, y, item)) continue;
         ASSERT_LE(item.end - item.begin, cuda::kTileKeys);
         for (int32_t k = item.begin; k < item.end; ++k)
           ++taken[static_cast<size_t>((item.seq.batch * o.heads_kv + y) * o.tk + item.seq.k_token + k)];

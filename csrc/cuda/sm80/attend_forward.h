@@ -19,7 +19,7 @@ template <class T, int kDim, int kBarrier = 0> struct AttendForward {
   static constexpr int kKeys = kTileKeysOf<T>, kRows = kBlockRows * kKeys / kTileKeys;
   static constexpr int kWarps = kRows / kWarpRows, kThreads = 32 * kWarps;
   using Items = RowGrid<kRows>;
-  using Tile = KeyTileOf<kKeys>;
+  using Tile = KeyTile<kKeys>;
   // Keys of which a warp has the scores at once: what registers allow.
   static constexpr int kWarpKeys = Products<T>::kSplit && kDim == 256 ? 16 : kKeys;
   using Warp = WarpAttend<T, kDim, kWarpKeys>;

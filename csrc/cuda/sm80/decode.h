@@ -21,7 +21,7 @@ template <class T, int kDim> struct Decode {
   static constexpr int kKeys = kTileKeysOf<T>, kWarpKeys = 16, kWarps = kKeys / kWarpKeys, kThreads = 32 * kWarps;
   static_assert(kWarpRows == kSplitRows);
   static constexpr int kStages = 2, kTiles = kStages + 1, kPitch = kDim + 8;
-  using Tile = KeyTileOf<kKeys>;
+  using Tile = KeyTile<kKeys>;
   using Warp = WarpAttend<T, kDim, kWarpKeys>;
   using State = typename Warp::State;
   using Params = DecodeParams;

@@ -44,8 +44,8 @@ template <class T, int kDim, int kParts = kKeyParts<T, kDim>, int kBarrier = 0> 
   static constexpr int kGroups = kDim / 8 / kParts;
   static constexpr int kKeyWarps = kKeys / 16, kWarps = kKeyWarps * kParts, kThreads = 32 * kWarps;
   using Warp = WarpAttend<T, kDim, kColumns>;
-  using Items = KeyGridOf<kKeys>;
-  using Tile = KeyTileOf<kKeys>;
+  using Items = KeyGrid<kKeys>;
+  using Tile = KeyTile<kKeys>;
   using Params = BackwardParams;
   using Row = typename Warp::Row;
   struct Shared {

@@ -19,7 +19,7 @@ struct QueryGradients {
   // Keys of which a warp has the scores at once: what registers allow.
   static constexpr int kKeys = kDim == 256 || (Products<T>::kSplit && kDim == 128) ? 16 : 32;
   using Items = RowGrid<kRows>;
-  using Tile = KeyTileOf<kTile>;
+  using Tile = KeyTile<kTile>;
   using Warp = WarpAttend<T, kDim, kKeys>;
   using Params = BackwardParams;
   struct Shared {

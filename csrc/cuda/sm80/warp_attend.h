@@ -153,6 +153,12 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     }
   }
 
+  using Weights = typename Product::A[kSteps];  // as operands
+  ATTN_DEVICE static void take_weights(const Scores& s, Weights& a) {
+    ATTN_UNROLL
+    for (int k = 0; k < kSteps; ++k) a[k] = Product::operand(s, k);
+  }
+
   // Adds weights times the values from `key`, of kGroups groups of features from `group`.
   template <class Values, int kGroups>
   ATTN_DEVICE static void multiply_values(Values& v, int key, const Scores& s, float (&out)[kGroups][4],
@@ -175,9 +181,8 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     if constexpr (Product::kSplit) {
       multiply_values_rounded<true>(v, key, s, out, group);
     } else {
-      typename Product::A a[kSteps];
-      ATTN_UNROLL
-      for (int k = 0; k < kSteps; ++k) a[k] = Product::operand(s, k);
+      Weights a;
+      take_weights(s, a);
       ATTN_UNROLL
       for (int n = 0; n < kGroups; n += 2) {
         uint32_t b[kSteps][2][2];
@@ -190,11 +195,7 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
         }
         ATTN_UNROLL
         for (int i = 0; i < 2; ++i) {
-          ATTN_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            if (up[i][e] != 0) out[n + i][e] += INFINITY;
-            if (down[i][e] != 0) out[n + i][e] -= INFINITY;
-          }
+          add_infinities(up[i], down[i], out[n + i]);
           // Last: what follows the final mma would be put off to the end of the function, with all its registers.
           ATTN_UNROLL
           for (int k = 0; k < kSteps; ++k) Product::add(out[n + i], a[k], b[k][i]);
@@ -211,9 +212,8 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
   template <bool kLook, class Values, int kGroups>
   ATTN_DEVICE static void multiply_values_rounded(Values& v, int key, const Scores& s, float (&out)[kGroups][4],
                                                   int group) {
-    typename Product::A a[kSteps];
-    ATTN_UNROLL
-    for (int k = 0; k < kSteps; ++k) a[k] = Product::operand(s, k);
+    Weights a;
+    take_weights(s, a);
     ATTN_UNROLL
     for (int n = 0; n < kGroups; n += 2) {
       uint32_t b[kSteps][2][2];
@@ -230,11 +230,7 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
           float up[4] = {}, down[4] = {};
           ATTN_UNROLL
           for (int k = 0; k < kSteps; ++k) add_not_finite(a[k], b[k][i], up, down);
-          ATTN_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            if (up[e] != 0) out[n + i][e] += INFINITY;
-            if (down[e] != 0) out[n + i][e] -= INFINITY;
-          }
+          add_infinities(up, down, out[n + i]);
         }
       }
       ATTN_UNROLL
@@ -259,6 +255,14 @@ template <class T, int kDim, int kKeys> struct WarpAttend {
     Product::add_where(up, a, plus);
     Product::add_where(down, a, minus);
   }
+  // What add_not_finite summed is in the result: weights of infinity and of -infinity.
+  ATTN_DEVICE static void add_infinities(const float (&up)[4], const float (&down)[4], float (&out)[4]) {
+    ATTN_UNROLL
+    for (int e = 0; e < 4; ++e) {
+      if (up[e] != 0) out[e] += INFINITY;
+      if (down[e] != 0) out[e] -= INFINITY;
+    }
+  }
 };
 
 // Where row r of an item begins, from its batch entry.
@@ -277,7 +281,7 @@ ATTN_DEVICE void load_queries(const AttendParams& p, const RowItem& item, Shared
   load_rows<kThreads>(p.q, p.dim, item, q);
 }
 template <int kThreads, class T, int kDim, int kKeys>
-ATTN_DEVICE void load_keys(const AttendParams& p, const RowItem& item, const KeyTileOf<kKeys>& t,
+ATTN_DEVICE void load_keys(const AttendParams& p, const RowItem& item, const KeyTile<kKeys>& t,
                            SharedRows<T, kDim, kKeys>& k, SharedRows<T, kDim, kKeys>& v) {
   k.template load<kThreads>(static_cast<const T*>(p.k.data) + item.group.head_kv * p.k.head, static_cast<int>(p.dim),
                             rows_aligned<T>(p.k), [&](int r) { return t.k_row[r]; });

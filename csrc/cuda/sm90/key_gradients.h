@@ -21,7 +21,7 @@ template <class T, int kDim> struct KeyGroups {
   static constexpr int kAllConsumers = 1;  // named barrier
   // Is dP computed while weights are? Otherwise it has to wait for their registers.
   static constexpr bool kEager = kDim == 64;
-  using Items = KeyGridOf<kGroupKeys>;
+  using Items = KeyGrid<kGroupKeys>;
   using Feed = RowFeed<T, kDim>;
   using Turn = typename Feed::Turn;
   using Scores = float[kTileRows / 8][4];  // [][2 i + c]: key i, row 8 n + 2 (lane % 4) + c

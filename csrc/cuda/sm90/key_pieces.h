@@ -31,7 +31,6 @@ ATTN_HD void visit_pieces(const AttendParams& p, const RowGroup& g, int32_t k_lo
 template <class F> ATTN_HD void for_each_piece_tile(const AttendParams& p, const RowGroup& g, F&& f) {
   static_assert(kTilePieces == 2);
   PieceTile t{{-1, -1}, {-1, -1}};
-  const int64_t words = (p.layout.block_k + 31) / 32;
   // No index that varies: the tile stays in registers.
   const auto put = [&](int32_t start, int64_t word) {
     if (t.start[0] < 0) {
@@ -45,9 +44,8 @@ template <class F> ATTN_HD void for_each_piece_tile(const AttendParams& p, const
     t = {{-1, -1}, {-1, -1}};
   };
   visit_pieces(p, g, 0, g.keys, [&](const Span& s) {
-    const bool cut = s.slot >= 0 && s.slot < p.layout.num_slots;
     for (int32_t start = s.begin / kPieceKeys * kPieceKeys; start < s.end; start += kPieceKeys)
-      put(start, cut ? s.slot * p.layout.block_q * words + (start - s.origin) / 32 : -1);
+      put(start, word_of_key(p.layout, s, start));
     return true;
   });
   if (t.start[0] >= 0) f(t);

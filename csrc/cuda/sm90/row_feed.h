@@ -74,12 +74,10 @@ template <class T, int kDim> struct RowFeed {
     t.pieces = 0;
     t.word[0] = t.word[1] = -1;
     visit_pieces(p, item.group, keys.begin, keys.end, [&](const Span& s) {
-      const bool cut = s.slot >= 0 && s.slot < p.layout.num_slots;
-      const int64_t words = (p.layout.block_k + 31) / 32;
       for (int h = 0; h < kTilePieces; ++h) {
         const int32_t start = keys.begin + kPieceKeys * h;
         if (s.end <= start || s.begin >= start + kPieceKeys) continue;
-        t.word[h] = cut ? s.slot * p.layout.block_q * words + (start - s.origin) / 32 : -1;
+        t.word[h] = word_of_key(p.layout, s, start);
         t.pieces |= 1 << h;
       }
       return true;
