@@ -22,15 +22,15 @@ struct AttendGroupsParams {
 
 // kDim: 64 or 128, the features of q, k and v.
 template <class T, int kDim> struct AttendGroups {
-  static constexpr int kGroups = 2, kConsumers = kGroups * 128, kThreads = kConsumers + 128;
+  static constexpr int kThreads = kFedThreads;
   // Of 65536 an SM has; the producer's warpgroup needs few.
   static constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(moves_registers(kConsumerRegisters, kProducerRegisters));
-  static constexpr int kAllConsumers = 1, kTurn = 2;  // named barriers; of a warpgroup's turn, kTurn + its number
+  static constexpr int kTurn = kAllConsumers + 1;  // named barrier of a warpgroup's turn: kTurn + its number
   using Group = GroupAttend<T, kDim>;
   using State = typename Group::State;
   using Careful = AttendForward<T, kDim, kAllConsumers>;
-  static_assert(Careful::kThreads == kConsumers && kGroups * kGroupRows == kBlockRows);
+  static_assert(Careful::kThreads == kConsumers && 2 * kGroupRows == kBlockRows);
   using Params = AttendGroupsParams;
 
   struct Shared {
@@ -41,8 +41,7 @@ template <class T, int kDim> struct AttendGroups {
       };
       typename Careful::Shared careful;
     };
-    seam::Barrier k_full[kFeedStages], v_full[kFeedStages], k_empty[kFeedStages], v_empty[kFeedStages];
-    PieceTile tile[kFeedStages];
+    KeyFeed feed;
     int32_t found[kConsumers / 32];
     RowItem item;
     bool open;
@@ -52,15 +51,16 @@ template <class T, int kDim> struct AttendGroups {
 
   // A warpgroup starts products when it has its turn.
   ATTN_DEVICE static void wait_turn(int groups, int group) {
-    if (groups == kGroups) seam::sync_named(kTurn + group, kConsumers);
+    if (groups == 2) seam::sync_named(kTurn + group, kConsumers);
   }
   ATTN_DEVICE static void pass_turn(int groups, int group) {
-    if (groups == kGroups) seam::arrive_named(kTurn + 1 - group, kConsumers);
+    if (groups == 2) seam::arrive_named(kTurn + 1 - group, kConsumers);
   }
 
   // One warpgroup.
   ATTN_DEVICE static void consume(const Params& p, Shared& shared, int group, State& state) {
     const RowItem& item = shared.item;
+    KeyFeed& feed = shared.feed;
     const int32_t first = group * kGroupRows;
     const int groups = groups_with_rows(item);
     Group rows;
@@ -69,39 +69,39 @@ template <class T, int kDim> struct AttendGroups {
     typename Group::Weights weights;
     float alpha[2];
     StageTurn<kFeedStages> now, before;
-    seam::wait_barrier(shared.k_full[0], 0);
-    PieceTile t = shared.tile[0];
+    seam::wait_barrier(feed.k_full[0], 0);
+    PieceTile t = feed.tile[0];
     if (t.start[0] < 0) return;
     if (group == 1) seam::arrive_named(kTurn, kConsumers);
     wait_turn(groups, group);
     Group::start_products(shared.q, first, shared.k[0], s);
     pass_turn(groups, group);
     seam::group_wait<0>(s);
-    seam::arrive_warp(shared.k_empty[0]);
+    seam::arrive_warp(feed.k_empty[0]);
     if (!rows.sees_all(t)) rows.mask(p.attend, t, s);
     rows.softmax(s, state, alpha);
     Group::take_weights(s, weights);
     for (now.next();; before = now, now.next()) {
-      seam::wait_barrier(shared.k_full[now.stage], now.parity);
-      t = shared.tile[now.stage];
+      seam::wait_barrier(feed.k_full[now.stage], now.parity);
+      t = feed.tile[now.stage];
       if (t.start[0] < 0) break;
       wait_turn(groups, group);
       Group::start_products(shared.q, first, shared.k[now.stage], s);
-      seam::wait_barrier(shared.v_full[before.stage], before.parity);
+      seam::wait_barrier(feed.v_full[before.stage], before.parity);
       Group::start_values(weights, shared.v[before.stage], state.out);
       pass_turn(groups, group);
       seam::group_wait<1>(s);
-      seam::arrive_warp(shared.k_empty[now.stage]);
+      seam::arrive_warp(feed.k_empty[now.stage]);
       if (!rows.sees_all(t)) rows.mask(p.attend, t, s);
       rows.softmax(s, state, alpha);
       seam::group_wait<0>(state.out);
-      seam::arrive_warp(shared.v_empty[before.stage]);
+      seam::arrive_warp(feed.v_empty[before.stage]);
       Group::multiply(state, alpha);
       Group::take_weights(s, weights);
     }
     // The last turn was passed on to a warpgroup that doesn't wait for it.
     if (group == 0) wait_turn(groups, group);
-    seam::wait_barrier(shared.v_full[before.stage], before.parity);
+    seam::wait_barrier(feed.v_full[before.stage], before.parity);
     Group::start_values(weights, shared.v[before.stage], state.out);
     seam::group_wait<0>(state.out);
     ATTN_UNROLL
@@ -111,15 +111,15 @@ template <class T, int kDim> struct AttendGroups {
   ATTN_DEVICE static void run(const Params& p, Shared& shared) {
     if (seam::thread() == 0) {
       shared.open = AttendGrid::open(p.attend, seam::block_x(), seam::block_y(), shared.item);
-      if (shared.open) init_key_feed(shared, 4 * groups_with_rows(shared.item));
+      if (shared.open) shared.feed.init(4 * groups_with_rows(shared.item));
     }
     seam::sync_block();
     if (!shared.open) return;
     const RowItem& item = shared.item;
     const int group = seam::warp() / 4;
-    if (group == kGroups) {
+    if (group == 2) {
       seam::fewer_registers<kProducerRegisters>();
-      if (seam::warp() == kConsumers / 32) feed_keys(p.attend, item, p.k, p.v, shared);
+      if (seam::warp() == kConsumers / 32) shared.feed.produce(p.attend, item, p.k, p.v, shared.k, shared.v);
       return;
     }
     seam::more_registers<kConsumerRegisters>();

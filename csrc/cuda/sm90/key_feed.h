@@ -1,11 +1,14 @@
 // How a producer warp feeds the key tiles of a block's rows to warpgroups: a pipeline of two stages of keys and two of
-// values. Shared has k[2], v[2] (Panels), k_full, v_full, k_empty, v_empty (seam::Barrier[2]) and tile (PieceTile[2]).
+// values.
 #pragma once
 
 #include "cuda/sm90/group_attend.h"
 
 namespace attn::cuda {
 
+// A block that is fed: two warpgroups that consume, and the producer's.
+constexpr int kConsumers = 2 * 128, kFedThreads = kConsumers + 128;
+constexpr int kAllConsumers = 1;  // named barrier
 constexpr int kFeedStages = 2;
 
 // May two warpgroups have `consumers` registers a thread and one `producers`? Together as many as a block of three
@@ -43,37 +46,42 @@ ATTN_DEVICE void fetch_keys(const AttendParams& p, const RowItem& item, const se
   }
 }
 
-// One thread. `warps` will release each tile.
-template <class Shared> ATTN_DEVICE void init_key_feed(Shared& shared, int warps) {
-  for (int i = 0; i < kFeedStages; ++i) {
-    seam::init_barrier(shared.k_full[i], 1);
-    seam::init_barrier(shared.v_full[i], 1);
-    seam::init_barrier(shared.k_empty[i], warps);
-    seam::init_barrier(shared.v_empty[i], warps);
-  }
-  seam::publish_barriers();
-}
+struct KeyFeed {
+  seam::Barrier k_full[kFeedStages], v_full[kFeedStages], k_empty[kFeedStages], v_empty[kFeedStages];
+  PieceTile tile[kFeedStages];
 
-// One warp. A tile without a first piece ends the feed; it has no values, and nobody releases it.
-template <class Shared>
-ATTN_DEVICE void feed_keys(const AttendParams& p, const RowItem& item, const seam::TensorMap& k,
-                           const seam::TensorMap& v, Shared& shared) {
-  const bool first = seam::lane() == 0;
-  constexpr int kBytes = sizeof(shared.k[0]);
-  StageTurn<kFeedStages> turn;
-  for_each_piece_tile(p, item.group, [&](const PieceTile& t) {
-    const bool last = t.start[0] < 0;
-    const int i = turn.stage;
-    seam::wait_barrier(shared.k_empty[i], turn.parity ^ 1);
-    if (first) shared.tile[i] = t;
-    seam::arrive_warp_expecting(shared.k_full[i], last ? 0 : kBytes);
-    if (last) return;
-    if (first) fetch_keys(p, item, k, t, shared.k_full[i], shared.k[i]);
-    seam::wait_barrier(shared.v_empty[i], turn.parity ^ 1);
-    seam::arrive_warp_expecting(shared.v_full[i], kBytes);
-    if (first) fetch_keys(p, item, v, t, shared.v_full[i], shared.v[i]);
-    turn.next();
-  });
-}
+  // One thread. `warps` will release each tile.
+  ATTN_DEVICE void init(int warps) {
+    for (int i = 0; i < kFeedStages; ++i) {
+      seam::init_barrier(k_full[i], 1);
+      seam::init_barrier(v_full[i], 1);
+      seam::init_barrier(k_empty[i], warps);
+      seam::init_barrier(v_empty[i], warps);
+    }
+    seam::publish_barriers();
+  }
+
+  // One warp. A tile without a first piece ends the feed; it has no values, and nobody releases it.
+  template <class Keys>
+  ATTN_DEVICE void produce(const AttendParams& p, const RowItem& item, const seam::TensorMap& k_map,
+                           const seam::TensorMap& v_map, Keys (&k)[kFeedStages], Keys (&v)[kFeedStages]) {
+    const bool first = seam::lane() == 0;
+    constexpr int kBytes = sizeof(Keys);
+    StageTurn<kFeedStages> turn;
+    for_each_piece_tile(p, item.group, [&](const PieceTile& t) {
+      const bool last = t.start[0] < 0;
+      const int i = turn.stage;
+      seam::wait_barrier(k_empty[i], turn.parity ^ 1);
+      if (first) tile[i] = t;
+      seam::arrive_warp_expecting(k_full[i], last ? 0 : kBytes);
+      if (last) return;
+      if (first) fetch_keys(p, item, k_map, t, k_full[i], k[i]);
+      seam::wait_barrier(v_empty[i], turn.parity ^ 1);
+      seam::arrive_warp_expecting(v_full[i], kBytes);
+      if (first) fetch_keys(p, item, v_map, t, v_full[i], v[i]);
+      turn.next();
+    });
+  }
+};
 
 }  // namespace attn::cuda

@@ -15,10 +15,9 @@
 namespace attn::cuda {
 
 template <class T, int kDim> struct KeyGroups {
-  static constexpr int kConsumers = 256, kThreads = kConsumers + 128;
+  static constexpr int kThreads = kFedThreads;
   static constexpr int kProducerRegisters = kDim == 64 ? 88 : 56, kConsumerRegisters = kDim == 64 ? 208 : 224;
   static_assert(moves_registers(kConsumerRegisters, kProducerRegisters));
-  static constexpr int kAllConsumers = 1;  // named barrier
   // Is dP computed while weights are? Otherwise it has to wait for their registers.
   static constexpr bool kEager = kDim == 64;
   using Items = KeyGrid<kGroupKeys>;

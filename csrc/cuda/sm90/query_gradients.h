@@ -23,9 +23,8 @@ struct GroupGradientsParams {
 };
 
 template <class T, int kDim> struct QueryGroups {
-  static constexpr int kConsumers = 256, kThreads = kConsumers + 128, kProducerRegisters = 40, kConsumerRegisters = 232;
+  static constexpr int kThreads = kFedThreads, kProducerRegisters = 40, kConsumerRegisters = 232;
   static_assert(moves_registers(kConsumerRegisters, kProducerRegisters));
-  static constexpr int kAllConsumers = 1;  // named barrier
   static constexpr int kBlockRows = 2 * kGroupRows;
   using Items = RowGrid<kBlockRows>;
   using Group = GroupAttend<T, kDim>;
@@ -44,8 +43,7 @@ template <class T, int kDim> struct QueryGroups {
       };
       typename Careful::Shared careful;
     };
-    seam::Barrier k_full[kFeedStages], v_full[kFeedStages], k_empty[kFeedStages], v_empty[kFeedStages];
-    PieceTile tile[kFeedStages];
+    KeyFeed feed;
     int32_t found[kConsumers / 32];
     RowItem item;
     bool open;
@@ -81,40 +79,40 @@ template <class T, int kDim> struct QueryGroups {
   ATTN_DEVICE static void consume(const Params& p, Shared& shared, int group, Sums& sums) {
     const AttendParams& a = p.backward.forward;
     const RowItem& item = shared.item;
-    const int32_t first = group * kGroupRows;
+    KeyFeed& feed = shared.feed;
+    const int32_t first = group * kGroupRows, mine = first + seam::warp() % 4 * kWarpRows;
     Group rows;
     rows.open(a, item, first);
     RowGradient gradient[2];
     ATTN_UNROLL
-    for (int i = 0; i < 2; ++i)
-      gradient[i] = row_gradient(p.backward, item, first + seam::warp() % 4 * kWarpRows + seam::lane() / 4 + 8 * i);
+    for (int i = 0; i < 2; ++i) gradient[i] = row_gradient(p.backward, item, Group::Warp::row_of(mine, i));
     Scores s, g;
     typename Group::Weights weights;
     StageTurn<kFeedStages> now, before;
-    seam::wait_barrier(shared.k_full[0], 0);
-    if (shared.tile[0].start[0] < 0) return;
+    seam::wait_barrier(feed.k_full[0], 0);
+    if (feed.tile[0].start[0] < 0) return;
     Group::start_products(shared.q, first, shared.k[0], s);
-    seam::wait_barrier(shared.v_full[0], 0);
+    seam::wait_barrier(feed.v_full[0], 0);
     Group::start_products(shared.dout, first, shared.v[0], g);
     for (;;) {
       seam::group_wait<1>(s);
-      const PieceTile& t = shared.tile[now.stage];
+      const PieceTile& t = feed.tile[now.stage];
       if (!rows.sees_all(t)) rows.mask(a, t, s);
       weigh(rows.scale, gradient, s);
       seam::group_wait<0>(g);
-      seam::arrive_warp(shared.v_empty[now.stage]);
+      seam::arrive_warp(feed.v_empty[now.stage]);
       if (p.backward.dhead_gate) sum_gate(s, g, sums.gate);
       differentiate(gradient, g, s);
       Group::take_weights(s, weights);
       Group::start_values(weights, shared.k[now.stage], sums.dq);
       before = now;
       now.next();
-      seam::wait_barrier(shared.k_full[now.stage], now.parity);
-      if (shared.tile[now.stage].start[0] < 0) break;
+      seam::wait_barrier(feed.k_full[now.stage], now.parity);
+      if (feed.tile[now.stage].start[0] < 0) break;
       Group::start_products(shared.q, first, shared.k[now.stage], s);
       seam::group_wait<1>(sums.dq);
-      seam::arrive_warp(shared.k_empty[before.stage]);
-      seam::wait_barrier(shared.v_full[now.stage], now.parity);
+      seam::arrive_warp(feed.k_empty[before.stage]);
+      seam::wait_barrier(feed.v_full[now.stage], now.parity);
       Group::start_products(shared.dout, first, shared.v[now.stage], g);
     }
     seam::group_wait<0>(sums.dq);
@@ -124,7 +122,7 @@ template <class T, int kDim> struct QueryGroups {
     const AttendParams& a = p.backward.forward;
     if (seam::thread() == 0) {
       shared.open = Items::open(a, seam::block_x(), seam::block_y(), shared.item);
-      if (shared.open) init_key_feed(shared, 4 * groups_with_rows(shared.item));
+      if (shared.open) shared.feed.init(4 * groups_with_rows(shared.item));
     }
     seam::sync_block();
     if (!shared.open) return;
@@ -132,7 +130,7 @@ template <class T, int kDim> struct QueryGroups {
     const int group = seam::warp() / 4;
     if (group == 2) {
       seam::fewer_registers<kProducerRegisters>();
-      if (seam::warp() == kConsumers / 32) feed_keys(a, item, p.k, p.v, shared);
+      if (seam::warp() == kConsumers / 32) shared.feed.produce(a, item, p.k, p.v, shared.k, shared.v);
       return;
     }
     seam::more_registers<kConsumerRegisters>();
