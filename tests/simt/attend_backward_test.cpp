@@ -173,38 +173,12 @@ TYPED_TEST(SimtAttendBackward, GatedRowsNeedNoLse) {
   for (uint32_t seed = 0; seed < 2; ++seed) check<TypeParam>(o, seed);
 }
 
-// What a row holds reaches only the keys it sees, and the other way round: by position, or by segment alone.
 TYPED_TEST(SimtAttendBackward, NanAndInfinityReachOnlyWhatSeesThem) {
-  const int64_t tokens = 128, at = 50;
   for (bool segments : {false, true}) {
-    AttendOptions o = one_head(tokens, tokens);
+    AttendOptions o = one_head(128, 128);
     o.schedule.causal = !segments;
     o.segments = segments;
-    const auto sees = [&](int64_t row, int64_t key) { return segments ? row % 2 == key % 2 : key <= row; };
-    for (int which = 0; which < 3; ++which) {  // q, dout, k
-      SCOPED_TRACE(testing::Message() << which << (segments ? " segments" : " causal"));
-      BackwardCase<TypeParam> c(o, 10);
-      for (size_t t = 0; t < c.segment_q.size(); ++t) c.segment_q[t] = c.segment_k[t] = static_cast<int32_t>(t % 2);
-      for (int64_t d : {0, 1})
-        (which == 0 ? c.q : which == 1 ? c.dout : c.k).at(0, 0, at, d) = TypeParam::put(d ? INFINITY : NAN);
-      const auto row_is_wrong = [&](int64_t t) { return which == 2 ? sees(t, at) : t == at; };
-      for (int64_t t = 0; t < tokens && which != 1; ++t) {
-        if (row_is_wrong(t)) c.lse[static_cast<size_t>(t)] = NAN;
-      }
-      run<TypeParam>(c.backward());
-      auto finite = [&](const auto& x, int64_t t) {
-        bool all = true;
-        for (int64_t d = 0; d < 32; ++d) all &= std::isfinite(TypeParam::get(x[static_cast<size_t>(t * 32 + d)]));
-        return all;
-      };
-      for (int64_t t = 0; t < tokens; ++t) {
-        ASSERT_NE(finite(c.g.dq, t), row_is_wrong(t)) << t;
-        bool seen = false;
-        for (int64_t row = 0; row < tokens; ++row) seen |= row_is_wrong(row) && sees(row, t);
-        ASSERT_NE(finite(c.g.dk, t), seen) << t;
-        ASSERT_NE(finite(c.g.dv, t), seen) << t;
-      }
-    }
+    check_what_nan_reaches<TypeParam>(o, 50, run<TypeParam>);
   }
 }
 
@@ -213,22 +187,7 @@ TYPED_TEST(SimtAttendBackward, PartsThatAreNotWantedAndOrderOfThreads) {
   for (uint32_t i = 0; i < 3; ++i) {
     AttendOptions o = trained(small_call(random));
     if (i == 0) o.gate = o.dlse = true, o.skip_gated = false;  // rows with a gate of 0 that dlse gives a gradient
-    SCOPED_TRACE(testing::Message() << o);
-    BackwardCase<TypeParam> all(o, i), queries(o, i), keys(o, i);
-    run<TypeParam>(all.backward());
-    AttendBackwardParams b = queries.backward();
-    b.dk.data = b.dv.data = b.dkey_log_weight = nullptr;
-    run<TypeParam>(b, simt::Order::mixed);
-    b = keys.backward();
-    b.dq.data = b.dhead_gate = nullptr;
-    run<TypeParam>(b, simt::Order::backward);
-    queries.g.dk = all.g.dk;
-    queries.g.dv = all.g.dv;
-    queries.g.dkey_weight = all.g.dkey_weight;
-    ASSERT_TRUE(queries.g.same_bits(all.g)) << "dq alone";
-    keys.g.dq = all.g.dq;
-    keys.g.dgate = all.g.dgate;
-    ASSERT_TRUE(keys.g.same_bits(all.g)) << "dk and dv alone";
+    check_parts<TypeParam>(o, i, run<TypeParam>);
   }
 }
 

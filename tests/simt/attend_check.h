@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <random>
+#include <vector>
+
 #include "../cpp/attend_edges.h"
 #include "cuda/element.h"
 
@@ -73,5 +76,41 @@ inline AttendOptions small_call(std::mt19937& random) {
   s.dense_heads = std::min(s.dense_heads, s.heads_kv);
   return o;
 }
+
+// Index tensors that hold anything: on a GPU nobody looks at them before a kernel does, which then must end and stay
+// inside the tensors (the sanitized build sees).
+class AnyIndices {
+ public:
+  // In place of the call's: lists, or bounds of two packed sequences, of the queries or of the keys.
+  void put(AttendParams& p, bool queries) {
+    const auto lists = [&](int64_t block) { return p.heads * ((p.tq + block - 1) / block); };
+    if (p.schedule == ScheduleKind::layout) {
+      LayoutView& l = p.layout;
+      l.count = l.full_count = take(lists(l.block_q), kFar);
+      l.index = l.full_index = take(lists(l.block_q) * l.width, kFar);
+      l.slot = take(lists(l.block_q) * l.width, kFar);
+    } else if (p.schedule == ScheduleKind::gathered) {
+      p.selection.count = take(lists(p.selection.block_q), kFar);
+      p.selection.index = take(lists(p.selection.block_q) * p.selection.width, kFar);
+    } else {
+      const int32_t tokens = static_cast<int32_t>(p.tq);
+      (queries ? p.cu_q : p.cu_k) =
+          take(3, {-1000, -1, 0, 3, p.cu_q[1], tokens, tokens + 1, static_cast<int32_t>(p.tk), INT32_MAX, INT32_MIN});
+    }
+  }
+
+ private:
+  static inline const std::vector<int32_t> kFar{
+      -1, 0, 1, 2, 3, 1000, INT32_MAX, INT32_MIN, INT32_MAX / 32, INT32_MAX / 64};
+
+  const int32_t* take(int64_t n, const std::vector<int32_t>& values) {
+    std::vector<int32_t>& x = kept_.emplace_back(n);
+    for (int32_t& v : x) v = values[random_() % values.size()];
+    return x.data();
+  }
+
+  std::mt19937 random_{5};
+  std::vector<std::vector<int32_t>> kept_;
+};
 
 }  // namespace attn

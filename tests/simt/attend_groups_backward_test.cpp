@@ -78,25 +78,7 @@ TYPED_TEST(SimtGroupGradients, CausalAlignmentWindowsAndEmptyRows) {
 }
 
 TYPED_TEST(SimtGroupGradients, Layouts) {
-  for (int64_t block : {64, 128}) {
-    for (int variant = 0; variant < 4; ++variant) {
-      AttendOptions o = plain(260, 330, block);
-      ScheduleOptions& s = o.schedule;
-      s.kind = ScheduleKind::layout;
-      s.heads = 2;
-      s.heads_kv = 1 + variant % 2;
-      s.block_q = variant < 2 ? 128 : 64;
-      s.block_k = block;
-      s.density = variant == 3 ? 0.2 : 0.7;
-      s.full_list = variant != 1;
-      s.bits = variant != 2;
-      s.causal = variant == 2;
-      s.shared_heads = variant % 2 == 0;
-      o.sinks = o.gate = variant == 3;
-      o.dlse = variant == 1;
-      check<TypeParam>(o, 6);
-    }
-  }
+  for (const AttendOptions& o : served_layouts()) check<TypeParam>(o, 6);
 }
 
 // More row tiles than the producer looks at together, of several heads: 3 heads of 12.
@@ -112,54 +94,15 @@ TYPED_TEST(SimtGroupGradients, ManyRowTiles) {
   check<TypeParam>(o, 8);
 }
 
-// What a row holds reaches only the keys it sees, and the other way round.
 TYPED_TEST(SimtGroupGradients, NanAndInfinityReachOnlyWhatSeesThem) {
   AttendOptions o = plain(150, 150);
   o.schedule.causal = true;
-  for (int which = 0; which < 3; ++which) {  // q, dout, k
-    SCOPED_TRACE(which);
-    BackwardCase<TypeParam> c(o, 10);
-    const int64_t at = 80;
-    for (int64_t d : {0, 1})
-      (which == 0 ? c.q : which == 1 ? c.dout : c.k).at(0, 0, at, d) = TypeParam::put(d ? INFINITY : NAN);
-    for (int64_t t = at; t < 150 && which != 1; ++t) {
-      if (which == 2 || t == at) c.lse[static_cast<size_t>(t)] = NAN;
-    }
-    run<TypeParam>(c.backward());
-    auto finite = [&](const auto& x, int64_t t) {
-      bool all = true;
-      for (int64_t d = 0; d < o.dim; ++d) all &= std::isfinite(TypeParam::get(x[static_cast<size_t>(t * o.dim + d)]));
-      return all;
-    };
-    for (int64_t t = 0; t < 150; ++t) {
-      ASSERT_EQ(finite(c.g.dq, t), which == 2 ? t < at : t != at) << t;
-      // A key is seen by all rows from its own on.
-      ASSERT_EQ(finite(c.g.dk, t), which != 2 && t > at) << t;
-      ASSERT_EQ(finite(c.g.dv, t), which != 2 && t > at) << t;
-    }
-  }
+  check_what_nan_reaches<TypeParam>(o, 80, run<TypeParam>);
 }
 
 TYPED_TEST(SimtGroupGradients, PartsThatAreNotWantedAndOrderOfThreads) {
   std::mt19937 random(4);
-  for (uint32_t i = 0; i < 2; ++i) {
-    const AttendOptions o = trained(served_gradients(random));
-    SCOPED_TRACE(testing::Message() << o);
-    BackwardCase<TypeParam> all(o, i), queries(o, i), keys(o, i);
-    run<TypeParam>(all.backward());
-    AttendBackwardParams b = queries.backward();
-    b.dk.data = b.dv.data = nullptr;
-    run<TypeParam>(b, simt::Order::mixed);
-    b = keys.backward();
-    b.dq.data = b.dhead_gate = nullptr;
-    run<TypeParam>(b, simt::Order::backward);
-    queries.g.dk = all.g.dk;
-    queries.g.dv = all.g.dv;
-    ASSERT_TRUE(queries.g.same_bits(all.g)) << "dq alone";
-    keys.g.dq = all.g.dq;
-    keys.g.dgate = all.g.dgate;
-    ASSERT_TRUE(keys.g.same_bits(all.g)) << "dk and dv alone";
-  }
+  for (uint32_t i = 0; i < 2; ++i) check_parts<TypeParam>(trained(served_gradients(random)), i, run<TypeParam>);
 }
 
 // Gradients of a sequence don't depend on what it is packed with, though it shares tiles with others. Beside NaN they
@@ -194,36 +137,12 @@ TYPED_TEST(SimtGroupGradients, SequencesOfAPackedBatchAreAlone) {
   }
 }
 
-// On a GPU nobody looks at lists before a kernel does: whatever they hold, it ends and stays inside the tensors.
 TEST(SimtGroupGradientsLists, MayHoldAnything) {
-  std::mt19937 random(5);
-  const auto broken = [&](size_t n, std::vector<int32_t> values) {
-    std::vector<int32_t> x(n);
-    for (int32_t& v : x) v = values[random() % values.size()];
-    return x;
-  };
+  AnyIndices any;
   for (int round = 0; round < 8; ++round) {
-    AttendOptions o = plain(130, 200);
-    ScheduleOptions& s = o.schedule;
-    s.kind = round % 2 ? ScheduleKind::layout : ScheduleKind::range;
-    s.block_q = s.block_k = 64;
-    s.full_list = s.bits = true;
-    s.causal = round % 4 > 1;
-    if (s.kind == ScheduleKind::range) s.cu_q = {0, 60, 130}, s.cu_k = {0, 80, 200};
-    BackwardCase<BF16> c(o, 12);
+    BackwardCase<BF16> c(any_indices_call(round), 12);
     AttendBackwardParams b = c.backward();
-    AttendParams& p = b.forward;
-    const std::vector<int32_t> far{-1, 0, 1, 2, 3, 1000, INT32_MAX, INT32_MIN, INT32_MAX / 64};
-    const size_t lists = 3, width = static_cast<size_t>(p.layout.width);
-    const auto index = broken(lists * width, far), slot = broken(lists * width, far), count = broken(lists, far),
-               cu = broken(3, {-1000, -1, 0, 3, 60, 130, 131, 200, INT32_MAX, INT32_MIN});
-    if (s.kind == ScheduleKind::layout) {
-      p.layout.count = p.layout.full_count = count.data();
-      p.layout.index = p.layout.full_index = index.data();
-      p.layout.slot = slot.data();
-    } else {
-      (round % 4 > 1 ? p.cu_q : p.cu_k) = cu.data();
-    }
+    any.put(b.forward, round % 4 > 1);
     run<BF16>(b);
   }
 }

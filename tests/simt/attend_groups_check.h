@@ -44,4 +44,40 @@ inline AttendOptions plain(int64_t tq, int64_t tk, int64_t dim = 64) {
   return o;
 }
 
+// Layouts of both block sizes, with and without each thing that one may have.
+inline std::vector<AttendOptions> served_layouts() {
+  std::vector<AttendOptions> all;
+  for (int64_t block : {64, 128}) {
+    for (int variant = 0; variant < 4; ++variant) {
+      AttendOptions& o = all.emplace_back(plain(260, 330, block));
+      ScheduleOptions& s = o.schedule;
+      s.kind = ScheduleKind::layout;
+      s.heads = 2;
+      s.heads_kv = 1 + variant % 2;
+      s.block_q = variant < 2 ? 128 : 64;
+      s.block_k = block;
+      s.density = variant == 3 ? 0.2 : 0.7;
+      s.full_list = variant != 1;
+      s.bits = variant != 2;
+      s.causal = variant == 2;
+      s.shared_heads = variant % 2 == 0;
+      o.sinks = o.gate = variant == 3;
+      o.dlse = variant == 1;
+    }
+  }
+  return all;
+}
+
+// A call for AnyIndices: a layout or a packed batch, by the round causal or not.
+inline AttendOptions any_indices_call(int round) {
+  AttendOptions o = plain(130, 200);
+  ScheduleOptions& s = o.schedule;
+  s.kind = round % 2 ? ScheduleKind::layout : ScheduleKind::range;
+  s.block_q = s.block_k = 64;
+  s.full_list = s.bits = true;
+  s.causal = round % 4 > 1;
+  if (s.kind == ScheduleKind::range) s.cu_q = {0, 60, 130}, s.cu_k = {0, 80, 200};
+  return o;
+}
+
 }  // namespace attn
