@@ -320,8 +320,8 @@ struct alignas(8) Pair { float low, high; };
 // Two neighbouring features of a row of `dim`; `pairs`: they may be written as one.
 template <class T> ATTN_DEVICE void store_pair(T* out, int64_t d, int64_t dim, bool pairs, float low, float high) {
   if (pairs && d + 1 < dim) {
-    if constexpr (sizeof(T) == 4) *reinterpret_cast<Pair*>(out + d) = {low, high};
-    else *reinterpret_cast<uint32_t*>(out + d) = seam::pack<T>(low, high);
+    if constexpr (sizeof(T) == 4) seam::store_whole(out + d, Pair{low, high});
+    else seam::store_whole(out + d, seam::pack<T>(low, high));
   } else {
     if (d < dim) out[d] = seam::from_float<T>(low);
     if (d + 1 < dim) out[d + 1] = seam::from_float<T>(high);

@@ -7,14 +7,11 @@
 
 namespace attn::cuda {
 
-inline AttendGroupsParams attend_groups_params(const char* what, const AttendParams& p) {
-  return {p, tensor_map(what, p.dtype, p.k.data, tiled_keys(p, p.k), kPieceKeys),
-          tensor_map(what, p.dtype, p.v.data, tiled_keys(p, p.v), kPieceKeys)};
-}
-
 template <DType kType, int kDim> void launch_attend_groups(const AttendParams& p, Stream stream) {
   constexpr const char* what = "attention forward (sm_90a)";
-  launch<AttendGroups<Element<kType>, kDim>>(what, attend_groups_params(what, p), stream);
+  const AttendGroupsParams all{p, tensor_map(what, p.dtype, p.k.data, tiled_keys(p, p.k), kPieceKeys),
+                               tensor_map(what, p.dtype, p.v.data, tiled_keys(p, p.v), kPieceKeys)};
+  launch<AttendGroups<Element<kType>, kDim>>(what, all, stream);
 }
 
 }  // namespace attn::cuda
