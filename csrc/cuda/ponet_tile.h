@@ -46,16 +46,29 @@ ATTN_DEVICE WindowRows<T> ponet_local_rows(const PonetParams& p, const SequenceS
           p.special};
 }
 
-template <class T> struct PonetTile {
+// Its runs of segments.
+struct PonetRuns {
   const PonetParams& p;
   const TokenTile& tile;
   int64_t channel;
   SegmentCut cut;
   int32_t begin, end;  // moved to the ends of segments
 
-  ATTN_DEVICE PonetTile(const PonetParams& params, const TokenTile& t, int64_t c)
+  ATTN_DEVICE PonetRuns(const PonetParams& params, const TokenTile& t, int64_t c)
       : p(params), tile(t), channel(c), cut{segment_rule(params, t.span), kPonetTokens},
         begin(static_cast<int32_t>(cut.moved(t.begin))), end(static_cast<int32_t>(cut.moved(t.end))) {}
+
+  // Where a run that isn't a whole segment keeps its results; where its segment's are gathered.
+  ATTN_DEVICE int64_t slot(const SegmentRun& run) const {
+    return SegmentCut::slot(tile.index, begin, run) * p.channels + channel;
+  }
+  ATTN_DEVICE int64_t home(const SegmentRun& run) const {
+    return (2 * tile.first + cut.home_slot(run)) * p.channels + channel;
+  }
+};
+
+template <class T> struct PonetTile : PonetRuns {
+  using PonetRuns::PonetRuns;
 
   ATTN_DEVICE ChannelRows<const T> rows(const TokenView& v) const { return ponet_rows<T>(v, tile.span, channel); }
   ATTN_DEVICE ChannelRows<T> results(void* data) const { return ponet_results<T>(p, tile.span, channel, data); }
@@ -81,27 +94,6 @@ template <class T> struct PonetTile {
       for (int i = 0; i < V; ++i) m[i] = max_or_nan(m[i], seam::to_float(x.x[i]));
     });
   }
-
-  // Where a run that isn't a whole segment keeps its results; where its segment's are gathered.
-  ATTN_DEVICE int64_t slot(const SegmentRun& run) const {
-    return SegmentCut::slot(tile.index, begin, run) * p.channels + channel;
-  }
-  ATTN_DEVICE int64_t home(const SegmentRun& run) const {
-    return (2 * tile.first + cut.home_slot(run)) * p.channels + channel;
-  }
-  // The segment longer than a tile that starts in this one, of which there is one at most: its first run. It reaches to
-  // the end of the tile, and further.
-  ATTN_DEVICE bool starts_split(SegmentRun& first) const {
-    if (begin >= end) return false;
-    const int64_t from = cut.rule.begin(end - 1), to = cut.rule.end(end - 1);
-    first = {from, end, from, to};
-    return from >= begin && to > end;
-  }
-  // The slot of part `i` of that segment: the first is `home`, the others are at the start of the tiles after it.
-  ATTN_DEVICE int64_t part(int64_t i, int64_t home) const {
-    return i == 0 ? home : 2 * (tile.index + i) * p.channels + channel;
-  }
-  ATTN_DEVICE int64_t parts(const SegmentRun& first) const { return cut.last(first) - cut.home(first) + 1; }
 };
 
 }  // namespace attn::cuda

@@ -41,16 +41,18 @@ template <int V> ATTN_DEVICE void set_channels(float (&x)[V], float value) {
   for (int i = 0; i < V; ++i) x[i] = value;
 }
 
-// Floats of scratch, V at a time.
-template <int V> ATTN_DEVICE void load_floats(const float* p, float (&to)[V]) {
+// Words of scratch, V at a time.
+template <int V, class Word> ATTN_DEVICE void load_words(const Word* p, Word (&to)[V]) {
+  static_assert(sizeof(Word) == 4);
   constexpr int kEach = V < 4 ? V : 4;
   ATTN_UNROLL
   for (int i = 0; i < V; i += kEach) {
-    const auto x = seam::load_whole<Pack<float, kEach>>(p + i);
+    const auto x = seam::load_whole<Pack<Word, kEach>>(p + i);
     ATTN_UNROLL
     for (int j = 0; j < kEach; ++j) to[i + j] = x.x[j];
   }
 }
+template <int V> ATTN_DEVICE void load_floats(const float* p, float (&to)[V]) { load_words(p, to); }
 
 // A NaN wins, as in the CPU's kernels.
 ATTN_DEVICE float max_or_nan(float m, float x) { return x > m || x != x ? x : m; }

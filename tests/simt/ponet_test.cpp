@@ -21,7 +21,7 @@ template <class E> void run(PonetCase<E>& c, simt::Order order = simt::Order::fo
   ASSERT_TRUE(f.wide || !c.o.whole);
   simt::launch<cuda::PonetSums<T>>(f, order);
   simt::launch<cuda::PonetQuery>(f, order);
-  simt::launch<cuda::PonetMaxima<T>>(f, order);
+  simt::launch<cuda::PonetMaxima>(f, order);
   simt::launch<cuda::PonetKeys<T>>(f, order);
   simt::launch<cuda::PonetGlobal>(f, order);
   simt::launch<cuda::PonetMix<T>>(f, order);
@@ -33,9 +33,9 @@ template <class E> void run_backward(const PonetBackwardParams& b, simt::Order o
   cuda::ScratchPieces pieces(scratch.at(0));
   const cuda::PonetGradWork f = cuda::ponet_grad_work(b, pieces);
   simt::launch<cuda::PonetParts<T>>(f, order);
-  simt::launch<cuda::PonetWinners<T>>(f, order);
+  simt::launch<cuda::PonetWinners>(f, order);
   simt::launch<cuda::PonetTokenGradients<T>>(f, order);
-  simt::launch<cuda::PonetTotals<T>>(f, order);
+  simt::launch<cuda::PonetTotals>(f, order);
   simt::launch<cuda::PonetSequenceSums<false>>(f, order);
   simt::launch<cuda::PonetKeyGradients<T>>(f, order);
   simt::launch<cuda::PonetSequenceSums<true>>(f, order);
@@ -80,18 +80,17 @@ TYPED_TEST(SimtPonet, WhatIsNotWantedMattersToNoOtherGradient) {
     PonetGradCase<TypeParam> all(o, TieRule::even);
     run(all);
     run_backward<TypeParam>(all.backward(), simt::Order::mixed);
-    PonetBackwardParams b{};
+    const PonetBackwardParams wanted = all.backward();
     for (void* PonetBackwardParams::* result :
          {&PonetBackwardParams::dq, &PonetBackwardParams::dk, &PonetBackwardParams::d_o, &PonetBackwardParams::dsegment,
           &PonetBackwardParams::dlocal, &PonetBackwardParams::dquery}) {
       PonetGradCase<TypeParam> one(o, TieRule::even);
       run(one);
       const PonetBackwardParams full = one.backward();
-      b = full;
+      PonetBackwardParams b = full;
       for (void** x : {&b.dq, &b.dk, &b.d_o, &b.dsegment, &b.dlocal, &b.dquery}) *x = nullptr;
       b.*result = full.*result;
       run_backward<TypeParam>(b);
-      const PonetBackwardParams wanted = all.backward();
       const bool query = b.dquery != nullptr;
       const size_t bytes =
           query ? one.dquery.size() * sizeof(one.dquery[0]) : one.dk.data.size() * sizeof(one.dk.data[0]);

@@ -1,12 +1,11 @@
 // PoNet's gradients of o and segment and the sums for the global stage, for every architecture; memory-bound. dy, o and
 // segment are read once: a run's maximum is kept with the tokens that have it, a bit each, which is all that the
 // gradient of `segment` needs once their sum of t is known. For a segment longer than a tile that is after all tiles
-// (ponet_rows.h).
+// (ponet_grad_rows.h).
 #pragma once
 
-#include "cuda/join_rows.h"
 #include "cuda/ponet_grad_work.h"
-#include "cuda/ponet_tile.h"
+#include "cuda/ponet_join.h"
 
 namespace attn::cuda {
 
@@ -14,21 +13,21 @@ namespace attn::cuda {
 // cuts a part.
 template <int V> struct RunMaximum {
   float m[V];
-  uint32_t winners[V];  // bit i: the run's token i
+  Pack<uint32_t, V> winners;  // bit i: the run's token i
 
   template <class T> ATTN_DEVICE RunMaximum(const PonetTile<T>& x, const SegmentRun& run) {
     set_channels(m, -INFINITY);
     ATTN_UNROLL
-    for (int i = 0; i < V; ++i) winners[i] = 0;
+    for (int i = 0; i < V; ++i) winners.x[i] = 0;
     const int32_t begin = static_cast<int32_t>(run.begin);
     x.template for_kept<V>(x.p.segment, run.begin, run.end, [&](int32_t t, const Pack<T, V>& row) {
       const uint32_t bit = 1u << ((t - begin) & 31);
       ATTN_UNROLL
       for (int i = 0; i < V; ++i) {
         const float y = seam::to_float(row.x[i]);
-        if (y == m[i]) winners[i] |= bit;
-        else if (y > m[i]) m[i] = y, winners[i] = bit;
-        else if (y != y) m[i] = y, winners[i] = 0;  // a NaN is the maximum of nothing's gradient
+        if (y == m[i]) winners.x[i] |= bit;
+        else if (y > m[i]) m[i] = y, winners.x[i] = bit;
+        else if (y != y) m[i] = y, winners.x[i] = 0;  // a NaN is the maximum of nothing's gradient
       }
     });
   }
@@ -64,20 +63,13 @@ template <class T> struct PonetParts {
       if (run.whole()) return;
       const RunMaximum<V> top(x, run);
       store_channels(f.maximum + x.slot(run), top.m);
-      seam::store_whole(f.winners + x.slot(run), words(top.winners));
+      seam::store_whole(f.winners + x.slot(run), top.winners);
     });
-  }
-
-  template <int V> ATTN_DEVICE static Pack<uint32_t, V> words(const uint32_t (&from)[V]) {
-    Pack<uint32_t, V> to;
-    ATTN_UNROLL
-    for (int i = 0; i < V; ++i) to.x[i] = from[i];
-    return to;
   }
 };
 
 // Of the segment longer than a tile that starts in a block's tile: its maximum, and which winners of its parts are its.
-template <class T> struct PonetWinners {
+struct PonetWinners {
   static constexpr int kThreads = kJoinThreads;
   using Params = PonetGradWork;
   using Shared = JoinShared<2>;
@@ -97,33 +89,26 @@ template <class T> struct PonetWinners {
   };
 
   ATTN_DEVICE static void run(const Params& f, Shared& shared) {
-    const PonetParams& p = f.b.forward;
-    const JoinItem item = JoinItem::mine<1>();
-    TokenTile tile;
-    if (!PonetTiles::open(p.sequences, item.group, tile) || tile.outside) return;  // the whole block
-    const PonetTile<T> x(p, tile, item.channel);
-    SegmentRun segment;
-    if (!x.starts_split(segment)) return;
-    const bool there = item.channel < p.channels, even = f.b.tie == TieRule::even;
-    const int64_t home = x.slot(segment);
-    const JoinRange range = JoinRange::mine(there ? x.parts(segment) : 0);
+    PonetSplit x;
+    if (!x.open(f.b.forward)) return;
+    const bool even = f.b.tie == TieRule::even;
     const float none = even ? 0.f : -1.f;
     Top mine{{-INFINITY, none}}, all{{-INFINITY, none}};
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const uint32_t winners = f.winners[x.part(i, home)];
+    for (int64_t i = x.range.begin; i < x.range.end; ++i) {
+      const uint32_t winners = f.winners[x.part(i)];
       const float n = static_cast<float>(even ? static_cast<int64_t>(seam::popcount(winners)) : i);
-      mine.add(f.b.tie, f.maximum[x.part(i, home)], winners == 0 ? none : n);
+      mine.add(f.b.tie, f.maximum[x.part(i)], winners == 0 ? none : n);
     }
     for_warps(shared, mine.x, [&](const float (&y)[2]) { all.add(f.b.tie, y[0], y[1]); });
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      const int64_t at = x.part(i, home);
+    for (int64_t i = x.range.begin; i < x.range.end; ++i) {
+      const int64_t at = x.part(i);
       const uint32_t winners = f.maximum[at] == all.x[0] ? f.winners[at] : 0;
       if (even) f.winners[at] = winners;
       else f.winners[at] = all.x[1] == static_cast<float>(i) ? lowest_bit(winners) : 0;
     }
-    if (seam::warp() != 0 || !there) return;  // it has the first part
-    f.maximum[home] = all.x[0];
-    f.count[tile.index * p.channels + item.channel] = all.x[1];
+    if (seam::warp() != 0 || !x.there) return;  // it has the first part
+    f.maximum[x.home] = all.x[0];
+    f.count[x.tile * x.channels + x.channel] = all.x[1];
   }
 };
 
@@ -166,7 +151,7 @@ template <class T> struct PonetTokenGradients {
       if (run.whole() && maxima) {
         RunMaximum<V> top(x, run);
         token_rows<V>(f, x, run, G, top.m, total, sum);
-        if (b.dsegment) segment_rows(f, x, run, top.winners, total);
+        if (b.dsegment) segment_rows(f, x, run, top.winners.x, total);
       } else {
         float m[V];
         set_channels(m, 0);

@@ -7,7 +7,7 @@
 namespace attn::cuda {
 
 // What each winner of the segment longer than a tile that starts in a block's tile gets.
-template <class T> struct PonetTotals {
+struct PonetTotals {
   static constexpr int kThreads = kJoinThreads;
   using Params = PonetGradWork;
   using Shared = JoinShared<1>;
@@ -18,22 +18,14 @@ template <class T> struct PonetTotals {
   }
 
   ATTN_DEVICE static void run(const Params& f, Shared& shared) {
-    const PonetParams& p = f.b.forward;
-    const JoinItem item = JoinItem::mine<1>();
-    TokenTile tile;
-    if (!PonetTiles::open(p.sequences, item.group, tile) || tile.outside) return;  // the whole block
-    const PonetTile<T> x(p, tile, item.channel);
-    SegmentRun segment;
-    if (!x.starts_split(segment)) return;
-    const bool there = item.channel < p.channels;
-    const int64_t home = x.slot(segment);
-    const JoinRange range = JoinRange::mine(there ? x.parts(segment) : 0);
+    PonetSplit x;
+    if (!x.open(f.b.forward)) return;
     float mine[1] = {0}, all[1] = {0};
-    for (int64_t i = range.begin; i < range.end; ++i) mine[0] += f.total[x.part(i, home)];
+    for (int64_t i = x.range.begin; i < x.range.end; ++i) mine[0] += f.total[x.part(i)];
     for_warps(shared, mine, [&](const float (&y)[1]) { all[0] += y[0]; });
-    if (seam::warp() != 0 || !there) return;
-    const float n = f.count[tile.index * p.channels + item.channel];
-    f.total[home] = f.b.tie == TieRule::even && n > 1 ? all[0] / n : all[0];
+    if (seam::warp() != 0 || !x.there) return;
+    const float n = f.count[x.tile * x.channels + x.channel];
+    f.total[x.home] = f.b.tie == TieRule::even && n > 1 ? all[0] / n : all[0];
   }
 };
 
@@ -68,9 +60,9 @@ template <class T> struct PonetGivenRows {
       ATTN_ROLLED
       for (int32_t t = tile.begin; t < tile.end; ++t) {
         float y[V];
-        const float factor = x.kept(t) ? 1.f : 0.f;
+        const bool kept = x.kept(t);
         ATTN_UNROLL
-        for (int i = 0; i < V; ++i) y[i] = factor != 0 ? row[i] : 0;
+        for (int i = 0; i < V; ++i) y[i] = kept ? row[i] : 0;
         store_channels(out.at(t), y);
       }
     }
@@ -79,20 +71,10 @@ template <class T> struct PonetGivenRows {
       if (run.whole()) return;
       float share[V];
       load_floats(f.total + x.home(run), share);
-      const auto words = load_winners<V>(f.winners + x.slot(run));
-      PonetTokenGradients<T>::template winner_rows<V>(x, run, f.b.dsegment, words.x, share);
+      uint32_t winners[V];
+      load_words(f.winners + x.slot(run), winners);
+      PonetTokenGradients<T>::winner_rows(x, run, f.b.dsegment, winners, share);
     });
-  }
-  template <int V> ATTN_DEVICE static Pack<uint32_t, V> load_winners(const uint32_t* from) {
-    constexpr int kEach = V < 4 ? V : 4;
-    Pack<uint32_t, V> to;
-    ATTN_UNROLL
-    for (int i = 0; i < V; i += kEach) {
-      const auto x = seam::load_whole<Pack<uint32_t, kEach>>(from + i);
-      ATTN_UNROLL
-      for (int j = 0; j < kEach; ++j) to.x[i + j] = x.x[j];
-    }
-    return to;
   }
 };
 

@@ -15,7 +15,7 @@ template <DType kType> void launch_ponet_forward(const PonetWork& work, Stream s
   using T = Element<kType>;
   launch<PonetSums<T>>("PoNet, sums", work, stream);
   launch<PonetQuery>("PoNet, query", work, stream);
-  launch<PonetMaxima<T>>("PoNet, long segments", work, stream);
+  launch<PonetMaxima>("PoNet, long segments", work, stream);
   launch<PonetKeys<T>>("PoNet, keys", work, stream);
   launch<PonetGlobal>("PoNet, global stage", work, stream);
   launch<PonetMix<T>>("PoNet", work, stream);
@@ -24,9 +24,9 @@ template <DType kType> void launch_ponet_forward(const PonetWork& work, Stream s
 template <DType kType> void launch_ponet_backward(const PonetGradWork& work, Stream stream) {
   using T = Element<kType>;
   launch<PonetParts<T>>("PoNet backward, parts of segments", work, stream);
-  launch<PonetWinners<T>>("PoNet backward, long segments", work, stream);
+  launch<PonetWinners>("PoNet backward, long segments", work, stream);
   launch<PonetTokenGradients<T>>("PoNet backward, tokens", work, stream);
-  launch<PonetTotals<T>>("PoNet backward, totals of long segments", work, stream);
+  launch<PonetTotals>("PoNet backward, totals of long segments", work, stream);
   launch<PonetSequenceSums<false>>("PoNet backward, global stage", work, stream);
   launch<PonetKeyGradients<T>>("PoNet backward, keys", work, stream);
   launch<PonetSequenceSums<true>>("PoNet backward, query", work, stream);

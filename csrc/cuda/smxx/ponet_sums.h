@@ -2,8 +2,7 @@
 // segments longer than a tile.
 #pragma once
 
-#include "cuda/join_rows.h"
-#include "cuda/ponet_tile.h"
+#include "cuda/ponet_join.h"
 
 namespace attn::cuda {
 
@@ -62,30 +61,22 @@ struct PonetQuery {
 
   ATTN_DEVICE static void run(const Params& f, Shared& shared) {
     const PonetParams& p = f.p;
-    const JoinItem item = JoinItem::mine<1>();
-    const int64_t first = PonetTiles::first(p.sequences, item.group);
-    const bool there = item.channel < p.channels;
-    float mine[2] = {0, 0}, all[2] = {0, 0};
-    const JoinRange range =
-        JoinRange::mine(there && !p.query ? PonetTiles::tiles(span_inside(p.sequences, item.group)) : 0);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      mine[0] += f.sum[(first + i) * p.channels + item.channel];
-      mine[1] += f.kept[first + i];
+    const SequenceTiles tiles(p);
+    const int64_t at = tiles.sequence * p.channels + tiles.channel;
+    const bool writes = seam::warp() == 0 && tiles.there;
+    float* pooled = static_cast<float*>(p.pooled);
+    if (p.query) {
+      if (writes) pooled[at] = static_cast<const float*>(p.query)[at];
+      return;
     }
-    for_warps(shared, mine, [&](const float (&x)[2]) {
-      all[0] += x[0];
-      all[1] += x[1];
-    });
-    if (seam::warp() != 0 || !there) return;
-    const int64_t at = item.group * p.channels + item.channel;
-    static_cast<float*>(p.pooled)[at] = p.query      ? static_cast<const float*>(p.query)[at]
-                                        : all[1] > 0 ? all[0] * (1 / all[1])
-                                                     : 0;
+    float all[2];
+    sum_tiles<true>(shared, tiles, p.channels, f.sum, f.kept, all);
+    if (writes) pooled[at] = all[1] > 0 ? all[0] * (1 / all[1]) : 0;
   }
 };
 
 // Puts together the maximum of the segment longer than a tile that starts in a block's tile.
-template <class T> struct PonetMaxima {
+struct PonetMaxima {
   static constexpr int kThreads = kJoinThreads;
   using Params = PonetWork;
   using Shared = JoinShared<1>;
@@ -95,20 +86,12 @@ template <class T> struct PonetMaxima {
   }
 
   ATTN_DEVICE static void run(const Params& f, Shared& shared) {
-    const PonetParams& p = f.p;
-    const JoinItem item = JoinItem::mine<1>();
-    TokenTile tile;
-    if (!PonetTiles::open(p.sequences, item.group, tile) || tile.outside) return;  // the whole block
-    const PonetTile<T> x(p, tile, item.channel);
-    SegmentRun segment;
-    if (!x.starts_split(segment)) return;
-    const bool there = item.channel < p.channels;
-    const int64_t home = x.slot(segment);
-    const JoinRange range = JoinRange::mine(there ? x.parts(segment) : 0);
+    PonetSplit x;
+    if (!x.open(f.p)) return;
     float mine[1] = {-INFINITY}, all[1] = {-INFINITY};
-    for (int64_t i = range.begin; i < range.end; ++i) mine[0] = max_or_nan(mine[0], f.maximum[x.part(i, home)]);
+    for (int64_t i = x.range.begin; i < x.range.end; ++i) mine[0] = max_or_nan(mine[0], f.maximum[x.part(i)]);
     for_warps(shared, mine, [&](const float (&m)[1]) { all[0] = max_or_nan(all[0], m[0]); });
-    if (seam::warp() == 0 && there) f.maximum[home] = all[0];
+    if (seam::warp() == 0 && x.there) f.maximum[x.home] = all[0];
   }
 };
 
