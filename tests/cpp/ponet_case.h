@@ -196,9 +196,8 @@ inline std::vector<PonetOptions> ponet_calls() {
   o.heads = 1;
   o.tokens = 40;
   all.push_back(o);
-  o.channels = 48;
-  o.heads = 6;  // rows on 16 bytes, those of a head on 8 or 16
-  o.channels = 24 * 6 - 96;
+  o.channels = 24;
+  o.heads = 6;  // rows on 16 bytes, those of a head on 8 in 16 bits
   all.push_back(o);
   o.tokens = 0;
   all.push_back(o);
