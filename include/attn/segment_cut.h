@@ -19,7 +19,7 @@ struct SegmentCut {
   int64_t tokens;  // of a chunk, before cuts are moved; at most twice as many after
 
   ATTN_HD int64_t moved(int64_t cut) const {
-    if (cut == 0 || cut >= rule.tokens) return cut < rule.tokens ? cut : rule.tokens;
+    if (cut == 0 || cut >= rule.tokens) return cut;
     const int64_t begin = rule.begin(cut), end = rule.end(cut);
     return begin == cut || end - begin > tokens ? cut : end;
   }
