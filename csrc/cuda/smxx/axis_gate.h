@@ -21,7 +21,7 @@ template <class T> struct GatePlace {
     GatePlace w{block / tiles / strips, block / tiles % strips, block % tiles, 0, 0, 0};
     w.first = w.strip * kGateStrip + seam::warp() * kGateRows;
     w.end = w.first + kGateRows < p.channels ? w.first + kGateRows : p.channels;
-    w.step = w.tile * 32 * kPack<T> + seam::lane() * kPack<T>;
+    w.step = w.tile * 32 * kWide<T> + seam::lane() * kWide<T>;
     return w;
   }
   ATTN_DEVICE const T* row(const TokenView& x, int64_t channel) const {
@@ -30,7 +30,7 @@ template <class T> struct GatePlace {
   ATTN_DEVICE float channel_gate(const AxisGateParams& p, int64_t channel) const {
     return seam::to_float(static_cast<const T*>(p.channel_gate)[batch * p.channels + channel]);
   }
-  ATTN_DEVICE void time_gate(const AxisGateParams& p, float (&gate)[kPack<T>]) const {
+  ATTN_DEVICE void time_gate(const AxisGateParams& p, float (&gate)[kWide<T>]) const {
     const bool whole = packs_whole<T>(p.time_gate, p.time, 0, p.time);
     load_pack(static_cast<const T*>(p.time_gate) + batch * p.time, step, p.time, whole, gate);
   }
@@ -46,14 +46,14 @@ template <class T> struct AxisGateForward {
     const auto w = GatePlace<T>::mine(p);
     const bool whole = packs_whole<T>(p.x.data, p.x.batch, p.x.token, p.time);
     const bool whole_out = packs_whole<T>(p.out, p.time, 0, p.time);
-    float time[kPack<T>];
+    float time[kWide<T>];
     w.time_gate(p, time);
     for (int64_t c = w.first; c < w.end; ++c) {
-      float x[kPack<T>];
+      float x[kWide<T>];
       load_pack(w.row(p.x, c), w.step, p.time, whole, x);
       const float gate = w.channel_gate(p, c);
       ATTN_UNROLL
-      for (int j = 0; j < kPack<T>; ++j) x[j] *= time[j] + gate;
+      for (int j = 0; j < kWide<T>; ++j) x[j] *= time[j] + gate;
       store_pack(static_cast<T*>(p.out) + (w.batch * p.channels + c) * p.time, w.step, p.time, whole_out, x);
     }
   }
@@ -63,7 +63,7 @@ template <class T> struct AxisGateForward {
 template <class T> struct AxisGateBackward {
   static constexpr int kThreads = 32 * kGateWarps;
   using Params = AxisGateSumsParams;
-  struct Shared { float time[kGateWarps][32 * kPack<T>]; };
+  struct Shared { float time[kGateWarps][32 * kWide<T>]; };
   static Grid grid(const Params& s) { return GatePlace<T>::grid(s.backward.forward); }
 
   ATTN_DEVICE static void run(const Params& s, Shared& shared) {
@@ -73,16 +73,16 @@ template <class T> struct AxisGateBackward {
     const bool whole = packs_whole<T>(p.x.data, p.x.batch, p.x.token, p.time);
     const bool whole_dout = packs_whole<T>(b.dout.data, b.dout.batch, b.dout.token, p.time);
     const bool whole_dx = packs_whole<T>(b.dx, p.time, 0, p.time);
-    float time[kPack<T>], dtime[kPack<T>] = {};
+    float time[kWide<T>], dtime[kWide<T>] = {};
     w.time_gate(p, time);
     for (int64_t c = w.first; c < w.end; ++c) {
       const int64_t row = w.batch * p.channels + c;
       const float gate = w.channel_gate(p, c);
-      float x[kPack<T>], g[kPack<T>], dchannel = 0;
+      float x[kWide<T>], g[kWide<T>], dchannel = 0;
       load_pack(w.row(p.x, c), w.step, p.time, whole, x);
       load_pack(w.row(b.dout, c), w.step, p.time, whole_dout, g);
       ATTN_UNROLL
-      for (int j = 0; j < kPack<T>; ++j) {
+      for (int j = 0; j < kWide<T>; ++j) {
         dtime[j] += x[j] * g[j];
         dchannel += x[j] * g[j];
         g[j] *= time[j] + gate;
@@ -92,10 +92,10 @@ template <class T> struct AxisGateBackward {
       if (seam::lane() == 0) s.channel[w.tile * p.batch * p.channels + row] = dchannel;
     }
     ATTN_UNROLL
-    for (int j = 0; j < kPack<T>; ++j) shared.time[seam::warp()][seam::lane() * kPack<T> + j] = dtime[j];
+    for (int j = 0; j < kWide<T>; ++j) shared.time[seam::warp()][seam::lane() * kWide<T> + j] = dtime[j];
     seam::sync_block();
-    const int64_t first = w.tile * 32 * kPack<T>;
-    for (int64_t i = seam::thread(); i < 32 * kPack<T> && first + i < p.time; i += kThreads) {
+    const int64_t first = w.tile * 32 * kWide<T>;
+    for (int64_t i = seam::thread(); i < 32 * kWide<T> && first + i < p.time; i += kThreads) {
       float sum = shared.time[0][i];
       ATTN_UNROLL
       for (int n = 1; n < kGateWarps; ++n) sum += shared.time[n][i];
