@@ -183,21 +183,25 @@ def float_forward(clock: Clock, row: Row) -> None:
     finish(row, clock.medians({"attn": lambda: attn.attention(q, k, v, causal=True), **peers}))
 
 
-def dense_backward(clock: Clock, row: Row, tokens: int = 16384, dtype: torch.dtype = BF16) -> None:
-    q, k, v = qkv(tokens, grad=True, dtype=dtype)
-    dout = torch.randn_like(q)
+def backward(clock: Clock, row: Row, inputs: Any, ours: Call) -> None:
+    dout = torch.randn_like(inputs[0])
 
     def backward_of(forward: Call) -> Call:
         out = forward()
-        return lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)
+        return lambda: torch.autograd.grad(out, inputs, dout, retain_graph=True)
 
-    calls = {"attn": backward_of(lambda: attn.attention(q, k, v, causal=True))}
-    for name, forward in sdpa_backends(q, k, v).items():
+    calls = {"attn": backward_of(ours)}
+    for name, forward in sdpa_backends(*inputs).items():
         try:
             calls[name] = backward_of(forward)
         except Exception as error:
             print(f"  {name} left out: {str(error).splitlines()[0][:150]}")
     finish(row, clock.medians(calls))
+
+
+def dense_backward(clock: Clock, row: Row, tokens: int = 16384, dtype: torch.dtype = BF16) -> None:
+    inputs = qkv(tokens, grad=True, dtype=dtype)
+    backward(clock, row, inputs, lambda: attn.attention(*inputs, causal=True))
 
 
 def random_blocks(tokens: int, density: float) -> Tensor:
@@ -419,6 +423,11 @@ def flow(causal: bool) -> Callable[[Clock, Row], None]:
     return run
 
 
+def flow_backward(clock: Clock, row: Row) -> None:
+    inputs = qkv(65536, heads=8, dim=64, grad=True)
+    backward(clock, row, inputs, lambda: attn.flow_attention(*inputs, causal=True))
+
+
 def finish(row: Row, medians: dict[str, float]) -> None:
     row.ours_ms = medians.pop("attn", None)
     row.peers_ms = medians
@@ -468,6 +477,11 @@ CASES = (
     Case("topk_nodes 1024 graphs of 1024, torch.topk", ("topk_nodes",), topk_nodes),
     Case("flow attention D=64 T=65536, dense", ("flow_forward",), flow(False)),
     Case("causal flow attention D=64 T=65536, dense", ("flow_causal_forward",), flow(True)),
+    Case(
+        "causal flow attention backward D=64 T=65536, dense",
+        ("flow_causal_forward", "flow_causal_backward"),
+        flow_backward,
+    ),
     Case("prefix_softmax_pool H=16 T=65536 D=64, copy", ("prefix_pool_forward",), prefix_pool, 0.5),
     Case("linear causal H=16 T=65536 D=128, copies", ("linear_forward",), linear),
     Case("axis_gate 16 x 1024 x 4096, copy", ("axis_gate_forward",), axis_gate, 0.8),

@@ -32,8 +32,7 @@ void hip_select(const SelectParams& params, Stream stream);
 void merge_states(const MergeStatesParams& params, Stream stream);
 void merge_states_backward(const MergeStatesBackwardParams& params, Stream stream);
 
-// f32, f16 and bf16, feature maps that work element by element. scratch: linear_scratch(params) and
-// linear_backward_scratch(params) floats on the device.
+// f32, f16 and bf16. scratch: linear_scratch(params) and linear_backward_scratch(params) floats on the device.
 void linear_forward(const LinearParams& params, float* scratch, Stream stream);
 void linear_backward(const LinearBackwardParams& params, float* scratch, Stream stream);
 
