@@ -5,6 +5,7 @@
 #include "attn/softmax.h"
 #include "cuda/scan_params.h"
 #include "cuda/seam.h"
+#include "cuda/sm80/shared_rows.h"
 #include "cuda/taylor2.h"
 
 namespace attn::cuda {
@@ -53,12 +54,6 @@ template <class T> ATTN_DEVICE T* scan_row(const View4& x, int64_t batch, int64_
   return static_cast<T*>(x.data) + batch * x.batch + head * x.head + token * x.token;
 }
 
-// May a row be read in groups of eight elements?
-template <class T> ATTN_DEVICE bool eights_aligned(const View4& x) {
-  constexpr int64_t kElements = 16 / sizeof(T);
-  return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (x.batch | x.head | x.token) % kElements == 0;
-}
-
 // n elements, n <= 8, zeros after.
 template <class T> ATTN_DEVICE void read8(const T* x, int64_t n, bool aligned, float (&y)[8]) {
   if (aligned && n == 8) {
@@ -89,7 +84,7 @@ template <class T> ATTN_DEVICE void taylor8(const T* x, int64_t dim, int64_t fea
 template <class T, int kThreads, bool kTaylor, class Tile>
 ATTN_DEVICE bool load_scan_rows(Tile& to, const ScanRows& rows, int64_t batch, int64_t head, int64_t token,
                                 int64_t count, int64_t column) {
-  const bool aligned = eights_aligned<T>(rows.x);
+  const bool aligned = rows_aligned<T>(rows.x);
   bool finite = true;
   ATTN_UNROLL
   for (int i = seam::thread(); i < 64 * 8; i += kThreads) {

@@ -13,7 +13,6 @@ struct ScanSegment {
 
 // False if the slot has no tokens.
 ATTN_HD bool open_segment(const ScanChunks& chunks, int64_t slot, ScanSegment& x) {
-  if (chunks.sequences == 0) return false;
   const ScanChunks::Place place = chunks.find(slot);
   const ScanChunks::Range all = chunks.sequence(place.sequence);
   const int64_t count = all.end - all.begin, begin = place.chunk * chunks.length, end = begin + chunks.length;

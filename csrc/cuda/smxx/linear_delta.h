@@ -5,8 +5,8 @@
 #pragma once
 
 #include "cuda/grid.h"
-#include "cuda/scan_params.h"
-#include "cuda/seam.h"
+#include "cuda/scan_rows.h"
+#include "cuda/smxx/lane_row.h"
 
 namespace attn::cuda {
 
@@ -22,10 +22,7 @@ template <class T, class Tile> struct LinearDelta {
     const int64_t row = static_cast<int64_t>(seam::block_x()) * (kThreads / 32) + seam::warp();
     if (row >= p.batch * p.heads * p.tokens) return;
     const int64_t batch = row / p.tokens / p.heads, head = row / p.tokens % p.heads, token = row % p.tokens;
-    auto at = [&](const View4& x) {
-      return static_cast<const T*>(x.data) + batch * x.batch + head * x.head + token * x.token;
-    };
-    const T *out = at(p.out), *dout = at(p.dout);
+    const T *out = scan_row<const T>(p.out, batch, head, token), *dout = scan_row<const T>(p.dout, batch, head, token);
     const float mass = p.mass[row], factor = mass == 0 ? 0 : 1 / mass;
     float sum = 0;
     ATTN_ROLLED
@@ -36,7 +33,7 @@ template <class T, class Tile> struct LinearDelta {
         if (d < p.dim) sum += Tile::rounded(seam::to_float(dout[d]) * factor) * seam::to_float(out[d]);
       }
     }
-    for (int step = 16; step > 0; step /= 2) sum += seam::shuffle_xor(sum, step);
+    sum = lane_sum(sum);
     if (seam::lane() == 0) {
       p.factor[row] = factor;
       p.mass_term[row] = -sum;
