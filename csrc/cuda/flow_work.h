@@ -9,6 +9,7 @@
 namespace attn::cuda {
 
 constexpr int64_t kFlowChunk = 256;   // tokens
+constexpr int kFlowTiles = 4;         // of tokens, in a chunk: as matrix products take them
 constexpr int64_t kFlowMaxDim = 256;  // features of a row, which lie in the registers of a warp
 
 // exp(x - top) summed over some tokens; sum 0: over none.

@@ -74,8 +74,8 @@ template <class T, bool kSources> struct FlowCausalGradRows {
 
     const FlowOperand x = FlowOperand::values(w.f, c), g = flow_gradients(w, c);
     const FlowOperand &a = kSources ? x : g, &b = kSources ? g : x;
-    typename Products::Product d;
-    d.clear();
+    TileSums d;
+    clear_sums(d);
     Products::template add_state<true>(shared.products, d, a, first, end, w.f.product + c.place(w.f) * p.dim * p.dim_v,
                                        p.dim, column);
     const auto weight = [&](int i, int64_t u) {
@@ -91,11 +91,11 @@ template <class T, bool kSources> struct FlowCausalGradRows {
     const int64_t vector = (c.place(w.f) * 2 + (kSources ? 1 : 0)) * p.dim;
     const float *conserved = w.f.normalised + vector, *flow = w.f.flows + vector;
     const float *later_conserved = w.conserved + vector, *later_flow = w.after + vector;
-    d.template for_each<TileRows::product>([&](int i, int j, float sum) {
+    for_sums([&](int n, int e, int i, int j) {
       const int64_t f = column + j;
       if (first + i >= end || f >= p.dim) return;
-      sum += shared.own[kConserved][i] * conserved[f] + shared.own[kFlow][i] * flow[f] +
-             shared.own[kPer][i] * later_conserved[f] + later_flow[f] + shared.eps[i];
+      const float sum = d[n][e] + shared.own[kConserved][i] * conserved[f] + shared.own[kFlow][i] * flow[f] +
+                        shared.own[kPer][i] * later_conserved[f] + later_flow[f] + shared.eps[i];
       const T* row = flow_row<const T>(kSources ? p.k : p.q, tokens, kSources ? c.head_kv(w.f) : c.head, first + i);
       const float value = flow_sigmoid(seam::to_float(row[f]));
       flow_row<T>(kSources ? w.dk : w.dq, tokens, c.head, first + i)[f] =

@@ -50,8 +50,8 @@ template <class T> struct FlowGradValues {
     float dweight = 0;
     ATTN_ROLLED
     for (int64_t column = 0; first < end && column < p.dim_v; column += kTile) {
-      typename Products::Product dx;
-      dx.clear();
+      TileSums dx;
+      clear_sums(dx);
       const FlowOperand source = FlowOperand::sources(w.f, c);
       Products::template add_state<false>(shared.products, dx, source, first, end, state, p.dim_v, column);
       if (p.causal) {
@@ -59,19 +59,19 @@ template <class T> struct FlowGradValues {
                                            flow_gradients(w, c), first, c.begin, end, column);
       }
       seam::sync_block();
-      Tile& tile = shared.products.a;
-      dx.template for_each<TileRows::product>([&](int i, int j, float x) {
+      typename Products::Tile& tile = shared.products.a;
+      for_sums([&](int n, int e, int i, int j) {
+        const float x = dx[n][e];
         const bool inside = first + i < end && column + j < p.dim_v;
         float part = 0;
         if (inside) {
           part = x * seam::to_float(flow_row<const T>(p.v, c.sources, c.head_kv(w.f), first + i)[column + j]);
           flow_row<T>(w.dv, c.sources, c.head, first + i)[column + j] = seam::from_float<T>(x * weight[first + i]);
         }
-        *tile.at<TileRows::product>(i, j) = part;
+        *tile.element(i, j) = part;
       });
       seam::sync_block();
-      for (int j = 0; seam::thread() < kTile && j < kTile; ++j)
-        dweight += *tile.at<TileRows::product>(seam::thread(), j);
+      for (int j = 0; seam::thread() < kTile && j < kTile; ++j) dweight += tile.get(seam::thread(), j);
     }
     if (there) c.by_source(w, w.dweight)[mine] = dweight;
     if (p.causal) return;
@@ -115,8 +115,8 @@ template <class T, bool kSources> struct FlowGradRows {
       shared.factor[1][seam::thread()] = per;
       shared.factor[2][seam::thread()] = flow;
     }
-    typename Products::Product d;
-    d.clear();
+    TileSums d;
+    clear_sums(d);
     const int64_t group = c.group(w.f) * p.dim * p.dim_v;
     const float* state = kSources ? w.dproduct + group : static_cast<const float*>(p.product) + group;
     Products::template add_state<true>(shared.products, d,
@@ -127,11 +127,11 @@ template <class T, bool kSources> struct FlowGradRows {
     const float* dnormalised = c.dsum(w, kSources ? kDSourceFlows : kDSinkFlows);
     const float* dsum = c.dsum(w, kSources ? kDSources : kDSinks);
     const float eps = static_cast<float>(p.eps);
-    d.template for_each<TileRows::product>([&](int i, int j, float x) {
+    for_sums([&](int n, int e, int i, int j) {
       const int64_t f = column + j;
       if (first + i >= end || f >= p.dim) return;
-      x += shared.factor[0][i] * (conserved[f] + eps) + shared.factor[1][i] * dnormalised[f] +
-           shared.factor[2][i] * (flow[f] + eps) + dsum[f];
+      const float x = d[n][e] + shared.factor[0][i] * (conserved[f] + eps) + shared.factor[1][i] * dnormalised[f] +
+                      shared.factor[2][i] * (flow[f] + eps) + dsum[f];
       const T* row = flow_row<const T>(kSources ? p.k : p.q, tokens, kSources ? c.head_kv(w.f) : c.head, first + i);
       const float value = flow_sigmoid(seam::to_float(row[f]));
       flow_row<T>(kSources ? w.dk : w.dq, tokens, c.head, first + i)[f] = seam::from_float<T>(x * value * (1 - value));

@@ -3,14 +3,13 @@
 // pass, which multiply the same way and differ in which rows they take.
 #pragma once
 
+#include "cuda/sm80/float_tile.h"
 #include "cuda/sm80/tile_product.h"
 #include "cuda/smxx/flow_chunk.h"
 
 namespace attn::cuda {
 
-constexpr int kFlowTiles = static_cast<int>(kFlowChunk) / kTile;  // of tokens, in a chunk
-
-ATTN_HD int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
+static_assert(kFlowTiles * kTile == kFlowChunk);
 
 // Rows of an operand by kept token: sigmoid(x), or x times a number of the token.
 struct FlowOperand {
@@ -31,12 +30,14 @@ struct FlowOperand {
   }
 };
 
+// As tf32, for float32 tensors in two parts: also for bf16 and f16, with the range of float32 (running sums leave that
+// of f16) and the precision of f16.
 template <class T> struct FlowProducts {
-  using Product = TileProduct<T>;
+  using Tile = FloatTile<sizeof(T) == 4>;
   struct Shared { Tile a, b; };
 
   // f(row, column, element of the tile) for the calling thread's share: lanes beside each other in a row.
-  template <TileRows kRows, class F> ATTN_DEVICE static void fill(Tile& tile, F&& row) {
+  template <class F> ATTN_DEVICE static void fill(Tile& tile, F&& row) {
     ATTN_UNROLL
     for (int i = 0; i < kTile; i += kTileThreads / 8) {
       const int r = i + seam::thread() / 8;
@@ -44,15 +45,14 @@ template <class T> struct FlowProducts {
       ATTN_UNROLL
       for (int j = 0; j < kTile; j += 8) {
         const int column = j + seam::thread() % 8;
-        *tile.at<kRows>(r, column) = Product::operand(element(column));
+        tile.put(r, column, element(column));
       }
     }
   }
 
   // Rows [first, first + 64) of kept tokens, before `end`; columns from `column`.
-  template <TileRows kRows>
   ATTN_DEVICE static void load_rows(Tile& tile, const FlowOperand& x, int64_t first, int64_t end, int64_t column) {
-    fill<kRows>(tile, [&](int r) {
+    fill(tile, [&](int r) {
       const bool there = first + r < end;
       const T* row = there ? flow_row<const T>(x.x, x.tokens, x.head, first + r) + column : nullptr;
       const float scale = there && x.scale ? x.scale[first + r] : 1;
@@ -66,10 +66,9 @@ template <class T> struct FlowProducts {
   }
 
   // A [rows, columns] matrix from (row, column) on.
-  template <TileRows kRows>
   ATTN_DEVICE static void load_matrix(Tile& tile, const float* x, int64_t rows, int64_t columns, int64_t row,
                                       int64_t column) {
-    fill<kRows>(tile, [&](int r) {
+    fill(tile, [&](int r) {
       const float* from = x + (row + r) * columns + column;
       const int64_t left = row + r < rows ? columns - column : 0;
       return [from, left](int d) { return d < left ? from[d] : 0.f; };
@@ -77,38 +76,38 @@ template <class T> struct FlowProducts {
   }
 
   // sum += a_t (x) b_t over tokens [begin, end), tile (row, column) of it.
-  ATTN_DEVICE static void add_pairs(Shared& s, Product& sum, const FlowOperand& a, const FlowOperand& b, int64_t begin,
+  ATTN_DEVICE static void add_pairs(Shared& s, TileSums& sum, const FlowOperand& a, const FlowOperand& b, int64_t begin,
                                     int64_t end, int64_t row, int64_t column) {
     ATTN_ROLLED
     for (int64_t t = begin; t < end; t += kTile) {
       seam::sync_block();
-      load_rows<TileRows::summed>(s.a, a, t, end, row);
-      load_rows<TileRows::summed>(s.b, b, t, end, column);
+      load_rows(s.a, a, t, end, row);
+      load_rows(s.b, b, t, end, column);
       seam::sync_block();
-      sum.template multiply<TileRows::summed, TileRows::summed>(s.a, s.b);
+      add_product<TileRows::summed, TileRows::summed>(sum, s.a, s.b);
     }
   }
 
   // out_t += a_t state, of 64 rows from `first`, columns from `column`. state [inner, outer], kTransposed [outer,
   // inner].
   template <bool kTransposed>
-  ATTN_DEVICE static void add_state(Shared& s, Product& out, const FlowOperand& a, int64_t first, int64_t end,
+  ATTN_DEVICE static void add_state(Shared& s, TileSums& out, const FlowOperand& a, int64_t first, int64_t end,
                                     const float* state, int64_t outer, int64_t column) {
     constexpr TileRows kB = kTransposed ? TileRows::product : TileRows::summed;
     ATTN_ROLLED
     for (int64_t d = 0; d < a.dim; d += kTile) {
       seam::sync_block();
-      load_rows<TileRows::product>(s.a, a, first, end, d);
-      if constexpr (kTransposed) load_matrix<kB>(s.b, state, outer, a.dim, column, d);
-      else load_matrix<kB>(s.b, state, a.dim, outer, d, column);
+      load_rows(s.a, a, first, end, d);
+      if constexpr (kTransposed) load_matrix(s.b, state, outer, a.dim, column, d);
+      else load_matrix(s.b, state, a.dim, outer, d, column);
       seam::sync_block();
-      out.template multiply<TileRows::product, kB>(s.a, s.b);
+      add_product<TileRows::product, kB>(out, s.a, s.b);
     }
   }
 
   // out_t += sum of (a_t . b_u) c_u over tokens u <= t (kAfter: u >= t) of [begin, end), t and columns as above.
   template <bool kAfter>
-  ATTN_DEVICE static void add_chunk(Shared& s, Product& out, const FlowOperand& a, const FlowOperand& b,
+  ATTN_DEVICE static void add_chunk(Shared& s, TileSums& out, const FlowOperand& a, const FlowOperand& b,
                                     const FlowOperand& c, int64_t first, int64_t begin, int64_t end, int64_t column) {
     ATTN_ROLLED
     for (int64_t u = kAfter ? first : begin; kAfter ? u < end : u <= first; u += kTile)
@@ -117,7 +116,7 @@ template <class T> struct FlowProducts {
 
   // The same and, over all tokens of the chunk, weight(t - first, u - begin) c_u.
   template <bool kAfter, class Weight>
-  ATTN_DEVICE static void add_weighted_chunk(Shared& s, Product& out, const FlowOperand& a, const FlowOperand& b,
+  ATTN_DEVICE static void add_weighted_chunk(Shared& s, TileSums& out, const FlowOperand& a, const FlowOperand& b,
                                              const FlowOperand& c, int64_t first, int64_t begin, int64_t end,
                                              int64_t column, Weight&& weight) {
     ATTN_ROLLED
@@ -129,29 +128,29 @@ template <class T> struct FlowProducts {
  private:
   // Of 64 tokens u. Pairs that the order forbids have no score, but a weight.
   template <bool kAfter, class Weight>
-  ATTN_DEVICE static void add_tile(Shared& s, Product& out, const FlowOperand& a, const FlowOperand& b,
+  ATTN_DEVICE static void add_tile(Shared& s, TileSums& out, const FlowOperand& a, const FlowOperand& b,
                                    const FlowOperand& c, int64_t first, int64_t u, int64_t end, int64_t column,
                                    Weight&& weight) {
-    Product scores;
-    scores.clear();
+    TileSums scores;
+    clear_sums(scores);
     const int64_t inner = (kAfter ? u >= first : u <= first) ? a.dim : 0;
     ATTN_ROLLED
     for (int64_t d = 0; d < inner; d += kTile) {
       seam::sync_block();
-      load_rows<TileRows::product>(s.a, a, first, end, d);
-      load_rows<TileRows::product>(s.b, b, u, end, d);
+      load_rows(s.a, a, first, end, d);
+      load_rows(s.b, b, u, end, d);
       seam::sync_block();
-      scores.template multiply<TileRows::product, TileRows::product>(s.a, s.b);
+      add_product<TileRows::product, TileRows::product>(scores, s.a, s.b);
     }
     seam::sync_block();
     const bool own = u == first;
-    scores.template for_each<TileRows::product>([&](int i, int j, float x) {
+    for_sums([&](int n, int e, int i, int j) {
       const bool seen = !own || (kAfter ? j >= i : j <= i);
-      *s.a.template at<TileRows::product>(i, j) = Product::operand((seen ? x : 0) + weight(i, j));
+      s.a.put(i, j, (seen ? scores[n][e] : 0) + weight(i, j));
     });
-    load_rows<TileRows::summed>(s.b, c, u, end, column);
+    load_rows(s.b, c, u, end, column);
     seam::sync_block();
-    out.template multiply<TileRows::product, TileRows::summed>(s.a, s.b);
+    add_product<TileRows::product, TileRows::summed>(out, s.a, s.b);
   }
 };
 
@@ -169,17 +168,17 @@ template <class T> struct FlowChunkProduct {
     add(w, shared, c, FlowOperand::sources(w, c), FlowOperand::values(w, c), c.source_count());
   }
 
-  // What n tokens of the chunk add: a (x) b, the tile of the block.
+  // What so many tokens of the chunk add: a (x) b, the tile of the block.
   ATTN_DEVICE static void add(const FlowWork& w, Shared& shared, const FlowChunk& c, const FlowOperand& a,
-                              const FlowOperand& b, int64_t n) {
+                              const FlowOperand& b, int64_t tokens) {
     const int64_t across = tiles_of(w.p.dim_v);
     const int64_t row = seam::block_z() / across * kTile, column = seam::block_z() % across * kTile;
-    typename Products::Product sum;
-    sum.clear();
-    Products::add_pairs(shared, sum, a, b, c.begin, c.begin + n, row, column);
+    TileSums sum;
+    clear_sums(sum);
+    Products::add_pairs(shared, sum, a, b, c.begin, c.begin + tokens, row, column);
     float* to = w.product + c.place(w) * w.p.dim * w.p.dim_v;
-    sum.template for_each<TileRows::summed>([&](int i, int j, float x) {
-      if (row + i < w.p.dim && column + j < w.p.dim_v) to[(row + i) * w.p.dim_v + column + j] = x;
+    for_sums([&](int n, int e, int i, int j) {
+      if (row + i < w.p.dim && column + j < w.p.dim_v) to[(row + i) * w.p.dim_v + column + j] = sum[n][e];
     });
   }
 };
@@ -209,8 +208,8 @@ template <class T> struct FlowOut {
       const bool there = t < end && sources;
       shared.factor[seam::thread()] = there ? flow_sigmoid(c.sink_stat(w, 1)[t] * ratio) / c.sink_stat(w, 0)[t] : 0;
     }
-    typename Products::Product out;
-    out.clear();
+    TileSums out;
+    clear_sums(out);
     const FlowOperand sink = FlowOperand::sinks(w, c);
     if (sources) {
       const float* state = p.causal ? w.product + c.place(w) * p.dim * p.dim_v
@@ -223,9 +222,9 @@ template <class T> struct FlowOut {
       Products::template add_chunk<false>(shared.products, out, sink, FlowOperand::sources(w, c),
                                           FlowOperand::values(w, c), first, c.begin, end, column);
     }
-    out.template for_each<TileRows::product>([&](int i, int j, float x) {
+    for_sums([&](int n, int e, int i, int j) {
       if (first + i >= end || column + j >= p.dim_v) return;
-      flow_row<T>(p.out, c.sinks, c.head, first + i)[column + j] = seam::from_float<T>(x * shared.factor[i]);
+      flow_row<T>(p.out, c.sinks, c.head, first + i)[column + j] = seam::from_float<T>(out[n][e] * shared.factor[i]);
     });
   }
 };

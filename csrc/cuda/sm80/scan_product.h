@@ -21,6 +21,7 @@
 #include "cuda/scan_segments.h"
 #include "cuda/sm80/key_walk.h"
 #include "cuda/sm80/scan_tile.h"
+#include "cuda/sm80/tile_product.h"
 
 namespace attn::cuda {
 
@@ -32,8 +33,7 @@ struct TaylorSums {
 struct NoTaylorSums {};
 
 template <class T, bool kTaylor> struct ScanProduct {
-  static constexpr int kThreads = 128, kWarps = kThreads / 32;
-  static_assert(16 * kWarps == kTile);
+  static constexpr int kThreads = kTileThreads, kWarps = kThreads / 32;
   using Params = ScanProductParams;
   using Tile = ScanTile<T>;
   struct Shared {
@@ -50,8 +50,7 @@ template <class T, bool kTaylor> struct ScanProduct {
   };
 
   ATTN_HD static int64_t segment_tiles(const Params& p) { return p.segments.length / kTile; }
-  ATTN_HD static int64_t tiles(int64_t dim) { return (dim + kTile - 1) / kTile; }
-  static Grid grid(const Params& p) { return {p.segments.slots() * segment_tiles(p), tiles(p.c.dim), p.heads}; }
+  static Grid grid(const Params& p) { return {p.segments.slots() * segment_tiles(p), tiles_of(p.c.dim), p.heads}; }
 
   ATTN_DEVICE static bool open(const Params& p, Place& x) {
     const int64_t tile = seam::block_x() % segment_tiles(p);
@@ -99,7 +98,7 @@ template <class T, bool kTaylor> struct ScanProduct {
       load_a(p.a, x, inner, shared);
       load_state(p, x, inner, shared);
       seam::sync_block();
-      add_product_and_vector(sums, own, shared.a, 16 * seam::warp(), shared.c, shared.z);
+      add_product_and_vector<TileRows::product>(sums, own, shared.a, shared.c, shared.z);
     }
     ATTN_UNROLL
     for (int i = 0; i < 2; ++i) mass[i] = seam::lane() % 4 == 0 ? own[2 * i] + own[2 * i + 1] : 0;
@@ -213,7 +212,7 @@ template <class T, bool kTaylor> struct ScanProduct {
         }
       }
       seam::sync_block();
-      add_product_with_rows(scores, shared.a, 16 * seam::warp(), shared.b);
+      add_product<TileRows::product, TileRows::product>(scores, shared.a, shared.b);
     }
   }
 

@@ -33,12 +33,7 @@ struct Bf16Tile {
   ATTN_DEVICE static void operand_transposed(A& a, Bf16Tile& from, int column, int k) {
     from.rows.operand_a_transposed(a, column / 16, k);
   }
-  ATTN_DEVICE static void operand_of_sums(A& a, const TileSums& s, int k) {
-    a[0] = seam::pack<T>(s[2 * k][0], s[2 * k][1]);
-    a[1] = seam::pack<T>(s[2 * k][2], s[2 * k][3]);
-    a[2] = seam::pack<T>(s[2 * k + 1][0], s[2 * k + 1][1]);
-    a[3] = seam::pack<T>(s[2 * k + 1][2], s[2 * k + 1][3]);
-  }
+  ATTN_DEVICE static void operand_of_sums(A& a, const TileSums& s, int k) { Products<T>::pack(a, s, k); }
 
   // B[k][n] = element k of row n.
   ATTN_DEVICE static void multiply_rows(TileSums& s, const A& a, Bf16Tile& from, int k) {
@@ -75,47 +70,5 @@ struct Bf16Tile {
 template <class T> struct ScanTileOf { using type = FloatTile<sizeof(T) == 4>; };
 template <> struct ScanTileOf<seam::Bf16> { using type = Bf16Tile; };
 template <class T> using ScanTile = typename ScanTileOf<T>::type;
-
-// s += A[16 rows from `row`] B^T
-template <class Tile> ATTN_DEVICE void add_product_with_rows(TileSums& s, Tile& a, int row, Tile& b) {
-  ATTN_ROLLED
-  for (int k = 0; k < Tile::kSteps; ++k) {
-    typename Tile::A x;
-    Tile::operand(x, a, row, k);
-    Tile::multiply_rows(s, x, b, k);
-  }
-}
-// s += A[16 rows from `row`] C and v += A[16 rows from `row`] x: of row i, in v[2 i] + v[2 i + 1] of the threads with
-// lane % 4 == 0.
-template <class Tile>
-ATTN_DEVICE void add_product_and_vector(TileSums& s, float (&v)[4], Tile& a, int row, Tile& c, const float* x) {
-  ATTN_ROLLED
-  for (int k = 0; k < Tile::kSteps; ++k) {
-    typename Tile::A y;
-    Tile::operand(y, a, row, k);
-    Tile::template multiply_columns<false>(s, y, c, k);
-    Tile::multiply_vector(v, y, x, k);
-  }
-}
-// s += A^T[16 columns from `column`] C, v += A^T x.
-template <class Tile>
-ATTN_DEVICE void add_transposed_product(TileSums& s, float (&v)[4], Tile& a, int column, Tile& c, const float* x) {
-  ATTN_ROLLED
-  for (int k = 0; k < Tile::kSteps; ++k) {
-    typename Tile::A y;
-    Tile::operand_transposed(y, a, column, k);
-    Tile::template multiply_columns<false>(s, y, c, k);
-    Tile::multiply_vector(v, y, x, k);
-  }
-}
-// s += P C for 16 x 64 sums p.
-template <class Tile> ATTN_DEVICE void add_product_of_sums(TileSums& s, const TileSums& p, Tile& c) {
-  ATTN_UNROLL
-  for (int k = 0; k < Tile::kSteps; ++k) {
-    typename Tile::A x;
-    Tile::operand_of_sums(x, p, k);
-    Tile::template multiply_columns<true>(s, x, c, k);
-  }
-}
 
 }  // namespace attn::cuda

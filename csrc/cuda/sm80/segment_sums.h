@@ -8,11 +8,12 @@
 #include "cuda/scan_rows.h"
 #include "cuda/scan_segments.h"
 #include "cuda/sm80/scan_tile.h"
+#include "cuda/sm80/tile_product.h"
 
 namespace attn::cuda {
 
 template <class T, bool kTaylor> struct SegmentSums {
-  static constexpr int kThreads = 128;
+  static constexpr int kThreads = kTileThreads;
   using Params = SegmentSumsParams;
   using Tile = ScanTile<T>;
   struct Shared {
@@ -20,13 +21,12 @@ template <class T, bool kTaylor> struct SegmentSums {
     float weight[kTile];
   };
 
-  ATTN_HD static int64_t tiles(int64_t dim) { return (dim + kTile - 1) / kTile; }
-  static Grid grid(const Params& p) { return {p.segments.slots(), tiles(p.b.dim) * tiles(p.c.dim), p.heads}; }
+  static Grid grid(const Params& p) { return {p.segments.slots(), tiles_of(p.b.dim) * tiles_of(p.c.dim), p.heads}; }
 
   ATTN_DEVICE static void run(const Params& p, Shared& shared) {
     ScanSegment at;
     if (!open_segment(p.segments, seam::block_x(), at)) return;
-    const int64_t across = tiles(p.c.dim), row = seam::block_y() / across * kTile;
+    const int64_t across = tiles_of(p.c.dim), row = seam::block_y() / across * kTile;
     const int64_t column = seam::block_y() % across * kTile, head = seam::block_z();
     TileSums sums;
     clear_sums(sums);
@@ -46,7 +46,7 @@ template <class T, bool kTaylor> struct SegmentSums {
           shared.weight[r] = weight;
         }
         seam::sync_block();
-        add_transposed_product(sums, alone, shared.b, 16 * seam::warp(), shared.c, shared.weight);
+        add_product_and_vector<TileRows::summed>(sums, alone, shared.b, shared.c, shared.weight);
       }
     }
     store(p, at.slot * p.heads + head, row, column, sums, alone);

@@ -1,44 +1,51 @@
-// Products of 64 x 64 tiles of float32 in shared memory on tensor cores, as tf32: for float32 tensors in two parts, for
-// bf16 and f16 as they are, with the range of float32 (running sums leave that of f16) and the precision of f16.
+// Products of 64 x 64 tiles in shared memory (scan_tile.h, float_tile.h), of a block of 128 threads: of a product's
+// rows the calling warp's sixteen.
 #pragma once
 
-#include "cuda/sm80/float_tile.h"
+#include "cuda/sm80/tile_sums.h"
 
 namespace attn::cuda {
 
-// What a row of a tile in shared memory is: an index of the product, or one that is summed over.
+// What a row of a tile is: an index of the product, or one that is summed over.
 enum class TileRows { product, summed };
 
-struct Tile : FloatCells {
-  template <TileRows> ATTN_DEVICE float* at(int row, int column) { return element(row, column); }
-};
+template <TileRows kA, class Tile> ATTN_DEVICE void tile_operand(typename Tile::A& x, Tile& a, int k) {
+  if constexpr (kA == TileRows::product) Tile::operand(x, a, 16 * seam::warp(), k);
+  else Tile::operand_transposed(x, a, 16 * seam::warp(), k);
+}
 
-// T: element type of the tensors that the operands come from.
-template <class T> struct TileProduct {
-  using Form = FloatTile<sizeof(T) == 4>;
-  TileSums c;
-
-  // What belongs into a tile for x.
-  ATTN_DEVICE static float operand(float x) { return Form::rounded(x); }
-
-  ATTN_DEVICE void clear() { clear_sums(c); }
-
-  // c[i][j] += sum_k a[i][k] b[k][j]
-  template <TileRows kA, TileRows kB> ATTN_DEVICE void multiply(Tile& a, Tile& b) {
-    ATTN_ROLLED
-    for (int k = 0; k < Form::kSteps; ++k) {
-      typename Form::A x;
-      if constexpr (kA == TileRows::product) Form::operand(x, a, 16 * seam::warp(), k);
-      else Form::operand_transposed(x, a, 16 * seam::warp(), k);
-      if constexpr (kB == TileRows::product) Form::multiply_rows(c, x, b, k);
-      else Form::template multiply_columns<false>(c, x, b, k);
-    }
+// s[i][j] += sum_k a[i][k] b[k][j]
+template <TileRows kA, TileRows kB, class Tile> ATTN_DEVICE void add_product(TileSums& s, Tile& a, Tile& b) {
+  ATTN_ROLLED
+  for (int k = 0; k < Tile::kSteps; ++k) {
+    typename Tile::A x;
+    tile_operand<kA>(x, a, k);
+    if constexpr (kB == TileRows::product) Tile::multiply_rows(s, x, b, k);
+    else Tile::template multiply_columns<false>(s, x, b, k);
   }
+}
 
-  // f(i, j, c[i][j]) for the elements that the calling thread holds.
-  template <TileRows, class F> ATTN_DEVICE void for_each(F&& f) {
-    for_sums([&](int n, int e, int i, int j) { f(i, j, c[n][e]); });
+// The same, of a b whose rows are summed over, and sum_k a[i][k] x[k]: of the calling thread's row i in v[2 i] +
+// v[2 i + 1] where lane % 4 == 0.
+template <TileRows kA, class Tile>
+ATTN_DEVICE void add_product_and_vector(TileSums& s, float (&v)[4], Tile& a, Tile& b, const float* x) {
+  ATTN_ROLLED
+  for (int k = 0; k < Tile::kSteps; ++k) {
+    typename Tile::A y;
+    tile_operand<kA>(y, a, k);
+    Tile::template multiply_columns<false>(s, y, b, k);
+    Tile::multiply_vector(v, y, x, k);
   }
-};
+}
+
+// The same for a that is sums: s[i][j] += sum_k a[i][k] b[k][j].
+template <class Tile> ATTN_DEVICE void add_product_of_sums(TileSums& s, const TileSums& a, Tile& b) {
+  ATTN_UNROLL
+  for (int k = 0; k < Tile::kSteps; ++k) {
+    typename Tile::A x;
+    Tile::operand_of_sums(x, a, k);
+    Tile::template multiply_columns<true>(s, x, b, k);
+  }
+}
 
 }  // namespace attn::cuda

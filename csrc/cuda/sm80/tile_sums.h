@@ -7,6 +7,9 @@
 namespace attn::cuda {
 
 constexpr int kTile = 64, kTileThreads = 128;  // rows and columns
+static_assert(kTileThreads / 32 * 16 == kTile);
+
+ATTN_HD int64_t tiles_of(int64_t n) { return (n + kTile - 1) / kTile; }
 
 using TileSums = float[kTile / 8][4];
 
