@@ -18,6 +18,15 @@ struct FlowLine {
   template <class F> ATTN_HD FlowLine map(F&& f) const { return {f(slope), f(offset)}; }
 };
 
+// Summed over tokens.
+struct FlowSum {
+  float sum;
+
+  ATTN_HD static FlowSum none() { return {0}; }
+  ATTN_HD static FlowSum join(FlowSum a, FlowSum b) { return {a.sum + b.sum}; }
+  template <class F> ATTN_HD FlowSum map(F&& f) const { return {f(sum)}; }
+};
+
 struct FlowGradWork {
   // p: the forward's arguments and results. flows and product hold what each chunk adds to the sum at hand, mass
   // nothing. Causal: flows and normalised as in the forward pass, product first the sums of sink (x) g after a chunk,
@@ -27,9 +36,10 @@ struct FlowGradWork {
   float *dots, *scale, *dincoming;          // [B, H, Tq]: h; a / incoming
   float *dweight, *dconserved, *doutgoing;  // [B, H, Tk]
   // Null where causal.
-  float* means;     // [4 slots, H]: weight dweight, summed over 64 tokens
-  float* dsums;     // [sequences, H, kDSums, D]
-  float* dproduct;  // [sequences, H, D, Dv]
+  FlowSum* weighed;  // [slots, kFlowTiles, H]: weight dweight, summed over the tokens of a tile
+  FlowSum* total;    // [sequences, kFlowTiles, H]: over the chunks
+  float* dsums;      // [sequences, H, kDSums, D]
+  float* dproduct;   // [sequences, H, D, Dv]
   // Null where not: what a chunk adds, then the sums over those after it.
   FlowLine* lines;           // [slots, H]: gamma
   float *conserved, *after;  // [slots, H, 2, D]: beta, alpha; theta, kappa
@@ -49,7 +59,8 @@ inline FlowGradWork flow_grad_work(const FlowBackwardParams& b, ScratchPieces& s
     w.after = scratch.take(places * 2 * p.dim);
     return w;
   }
-  w.means = scratch.take(4 * places);
+  w.weighed = scratch.take<FlowSum>(kFlowTiles * places);
+  w.total = scratch.take<FlowSum>(kFlowTiles * p.sequences * p.heads);
   w.dsums = scratch.take(p.sequences * p.heads * kDSums * p.dim);
   w.dproduct = scratch.take(p.sequences * p.heads * p.dim * p.dim_v);
   return w;

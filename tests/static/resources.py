@@ -103,7 +103,7 @@ LIMITS = {
     "FlowSums": Limit(3, 128),  # 256 threads that hold rows in registers: two blocks on an SM
     "FlowDots": Limit(6, 128),
     "FlowWeights": Limit(1, 64),
-    "ItemScan": Limit(2, 64),
+    "ItemScan": Limit(3, 64),
     "FlowHeadWeights": Limit(1, 64),
     "FlowChunkProduct": Limit(3, 168),
     "FlowOut": Limit(3, 255),

@@ -80,7 +80,7 @@ template <class T> struct FlowGradValues {
     if (seam::thread() != 0) return;
     float sum = 0;
     for (int i = 0; i < kTile; ++i) sum += shared.part[i];
-    w.means[static_cast<int64_t>(seam::block_x()) * p.heads + c.head] = sum;
+    w.weighed[static_cast<int64_t>(seam::block_x()) * p.heads + c.head] = {sum};
   }
 };
 

@@ -85,6 +85,9 @@ template <class T, class Run> void flow_backward_passes(const FlowGradWork& g, R
   run(FlowGradChunkProduct<T>(), g);
   run(ChunkScan(), flow_scan(w, w.product, dim * w.p.dim_v, g.dproduct, 0, dim * w.p.dim_v));
   run(FlowGradValues<T>(), g);
+  if (!w.p.head_softmax) {
+    run(ItemScan<FlowSum>(), ItemScanParams<FlowSum>{w.chunks, kFlowTiles * w.p.heads, g.weighed, g.total, false});
+  }
   run(FlowGradWeights(), g);
   run(FlowGradSums<T, Pass::sources>(), g);
   total(kDSinkFlows);

@@ -26,17 +26,10 @@ template <class T> struct FlowCausalSums {
       const int64_t token = c.begin + i;
       if (token >= c.sinks.count) break;
       x.load<T>(w.f, c, i);
-      const float t = static_cast<float>(token + 1), incoming = c.sink_stat(w.f, 0)[token];
+      const float t = static_cast<float>(token + 1);
       flows.add(p.dim, 1, 1, x);
-      normalised.add(p.dim, t / c.source_stat(w.f, 0)[token], t / incoming, x);
-      const T* out = flow_row<const T>(p.out, c.sinks, c.head, token);
-      const T* dout = flow_row<const T>(w.dout, c.sinks, c.head, token);
-      float dot = 0;
-      for_lane(p.dim_v, [&](int, int d) { dot += seam::to_float(out[d]) * seam::to_float(dout[d]); });
-      dot = lane_sum(dot);
-      if (seam::lane() != 0) continue;
-      c.by_sink(w, w.dots)[token] = dot;
-      c.by_sink(w, w.scale)[token] = flow_sigmoid(c.sink_stat(w.f, 1)[token]) / incoming;
+      normalised.add(p.dim, t / c.source_stat(w.f, 0)[token], t / c.sink_stat(w.f, 0)[token], x);
+      c.first_sink_gradient<T>(w, token);
     }
     shared.sums.put(p.dim, flows);
     seam::sync_block();

@@ -31,6 +31,20 @@ struct FlowGradChunk : FlowChunk {
     const float ratio = flow_ratio(*this), a = flow_sigmoid(sink_stat(w.f, 1)[i] * ratio);
     return by_sink(w, w.dots)[i] * (1 - a) * ratio;
   }
+  // The same before h_i = out_i . dout_i is there; the calling warp leaves it and a_i / incoming_i to later passes.
+  template <class T> ATTN_DEVICE float first_sink_gradient(const FlowGradWork& w, int64_t i) const {
+    const T* out = flow_row<const T>(w.f.p.out, sinks, head, i);
+    const T* dout = flow_row<const T>(w.dout, sinks, head, i);
+    float h = 0;
+    for_lane(w.f.p.dim_v, [&](int, int d) { h += seam::to_float(out[d]) * seam::to_float(dout[d]); });
+    h = lane_sum(h);
+    const float ratio = flow_ratio(*this), a = flow_sigmoid(sink_stat(w.f, 1)[i] * ratio);
+    if (seam::lane() == 0) {
+      by_sink(w, w.dots)[i] = h;
+      by_sink(w, w.scale)[i] = a / sink_stat(w.f, 0)[i];
+    }
+    return h * (1 - a) * ratio;
+  }
 };
 
 enum class FlowGradPass {
@@ -72,16 +86,7 @@ template <class T, FlowGradPass kPass> struct FlowGradSums {
     x.set(p.dim, [&](int, int d) { return flow_sigmoid(seam::to_float(row[d])); });
     float first, second = 0;  // what the row with eps weighs in the sums
     if constexpr (kPass == FlowGradPass::sinks) {
-      const T *out = flow_row<const T>(p.out, tokens, c.head, i), *dout = flow_row<const T>(w.dout, tokens, c.head, i);
-      float dot = 0;
-      for_lane(p.dim_v, [&](int, int d) { dot += seam::to_float(out[d]) * seam::to_float(dout[d]); });
-      dot = lane_sum(dot);
-      const float ratio = flow_ratio(c), a = flow_sigmoid(c.sink_stat(w.f, 1)[i] * ratio);
-      first = dot * (1 - a) * ratio;
-      if (seam::lane() == 0) {
-        c.by_sink(w, w.dots)[i] = dot;
-        c.by_sink(w, w.scale)[i] = a / c.sink_stat(w.f, 0)[i];
-      }
+      first = c.first_sink_gradient<T>(w, i);
     } else {
       float dot = 0;
       for_lane(p.dim, [&](int j, int) { dot += x.x[j] * with.x[j]; });
@@ -109,33 +114,24 @@ template <class T, FlowGradPass kPass> struct FlowGradSums {
 // takes a token.
 struct FlowGradWeights {
   static constexpr int kThreads = kFlowChunk;
-  static constexpr int kWarps = kThreads / 32;
   using Params = FlowGradWork;
-  struct Shared { float sum[kWarps]; };
+  struct Shared {};
   static Grid grid(const Params& w) { return flow_grid(w.f); }
 
-  ATTN_DEVICE static void run(const Params& w, Shared& shared) {
+  ATTN_DEVICE static void run(const Params& w, Shared&) {
     FlowGradChunk c;
     if (!c.open(w, seam::block_x())) return;
     const FlowParams& p = w.f.p;
     const int64_t t = c.begin + seam::thread();
-    const bool there = t < c.sources.count;
+    if (t >= c.sources.count) return;
     float mean = 0;
     if (p.head_softmax) {
       const int64_t mine = c.head;
-      for (c.head = 0; there && c.head < p.heads; ++c.head)
-        mean += c.source_stat(w.f, 2)[t] * c.by_source(w, w.dweight)[t];
+      for (c.head = 0; c.head < p.heads; ++c.head) mean += c.source_stat(w.f, 2)[t] * c.by_source(w, w.dweight)[t];
       c.head = mine;
     } else {
-      const int64_t first = 4 * (c.slot - c.chunk), n = 4 * w.f.chunks.chunks(c.sequence);
-      for (int64_t i = seam::thread(); i < n; i += kThreads) mean += w.means[(first + i) * p.heads + c.head];
-      mean = lane_sum(mean);
-      if (seam::lane() == 0) shared.sum[seam::warp()] = mean;
-      seam::sync_block();
-      mean = 0;
-      for (int i = 0; i < kWarps; ++i) mean += shared.sum[i];
+      for (int i = 0; i < kFlowTiles; ++i) mean += w.total[(c.sequence * kFlowTiles + i) * p.heads + c.head].sum;
     }
-    if (!there) return;
     mean /= static_cast<float>(c.sources.count);
     const float slope = cut_slope(c.source_stat(w.f, 1)[t], static_cast<float>(p.clamp));
     const float norm = p.source_norm ? 1 / flow_ratio(c) : 1;

@@ -1,4 +1,4 @@
-// Scans of items of two numbers, over the threads of a block and over the chunks of a sequence. An item says what
+// Scans of items of a few numbers, over the threads of a block and over the chunks of a sequence. An item says what
 // nothing is (none), how it follows another (join, associative) and what becomes of its numbers (map). For every
 // architecture.
 #pragma once
