@@ -30,7 +30,7 @@ def _as_4d(mask: Tensor, meaning: str) -> Tensor:
             f"got shape {list(mask.shape)}"
         )
     mask = mask.reshape((1,) * (4 - mask.dim()) + tuple(mask.shape))
-    for dim in (0, 1):  # an expanded batch or head is one shared pattern; strides of an empty mask say nothing
+    for dim in (0, 1):  # an expanded batch or head is one pattern; an empty mask has any strides
         if mask.shape[dim] > 1 and mask.stride(dim) == 0 and mask.numel() > 0:
             mask = mask.narrow(dim, 0, 1)
     return mask
