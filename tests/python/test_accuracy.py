@@ -244,7 +244,7 @@ def test_the_command(finished):
     assert rows["dense"]["perplexity_change"] == 0
     assert all("recall" in r for name, r in rows.items() if name != "PyTorch SDPA")
     assert "| HiP mask_k=64 |" in (folder / "results.md").read_text()
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `viz`)")
     for name in ("error_over_cost", "error_over_time", "perplexity_over_cost", "recall_over_cost"):
         assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

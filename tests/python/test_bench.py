@@ -195,7 +195,7 @@ def test_the_command(finished):
     best = max(results["attn"]["gflops"], results["attn layout"]["gflops"]) * 1e-3
     assert f"| causal | {best:.3f} (" in text
     for name in ("speed_over_length", "memory_over_length", "error_over_cost"):
-        pytest.importorskip("matplotlib")
+        pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `viz`)")
         assert (folder / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 

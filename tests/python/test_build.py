@@ -123,7 +123,7 @@ def test_audit_of_wheels(wheel, capsys):
 
 
 def test_sdist_holds_the_sources_and_nothing_built(tmp_path):
-    pytest.importorskip("scikit_build_core")
+    pytest.importorskip("scikit_build_core", reason="needs scikit-build-core (the extra `dev`)")
     root = Path(__file__).resolve().parents[2]
     code = f"import sys; sys.path[:0] = ['tools']; from attn_build import *; build_sdist({str(tmp_path)!r})"
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True)

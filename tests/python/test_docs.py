@@ -51,9 +51,9 @@ def test_blocks_are_of_a_known_kind(page):
 def test_examples(page, monkeypatch, tmp_path):
     """The examples of a page run as they stand, one after the other."""
     if "transformers" in page.name:
-        pytest.importorskip("transformers")
+        pytest.importorskip("transformers", reason="needs transformers (the extra `transformers`)")
     if "viz" in page.name:
-        pytest.importorskip("matplotlib")
+        pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `viz`)")
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     names: dict = {"__name__": "example"}

@@ -11,7 +11,7 @@ import torch
 
 import attn
 
-# Seconds beyond `import torch`.
+# Seconds of CPU time beyond `import torch`; other work on the machine changes the time on the clock.
 BUDGET = 0.3
 
 
@@ -21,8 +21,8 @@ def fresh(code: str, **environment: str) -> subprocess.CompletedProcess:
 
 
 def test_import_time():
-    code = "import time, torch; t = time.perf_counter(); import attn; print(time.perf_counter() - t)"
-    # The best of a few: other work on the machine only ever adds.
+    code = "import time, torch; t = time.process_time(); import attn; print(time.process_time() - t)"
+    # The best of a few: cold caches and other work only ever add.
     seconds = min(float(fresh(code).stdout) for _ in range(3))
     assert seconds < BUDGET, f"import attn took {seconds:.2f} s beyond torch"
 

@@ -305,7 +305,7 @@ class TestFromMask:
 
 class TestFromBsr:
     def test_against_scipy(self, generator):
-        sparse = pytest.importorskip("scipy.sparse")
+        sparse = pytest.importorskip("scipy.sparse", reason="needs SciPy (the extra `test`)")
         mask = torch.rand(96, 80, generator=generator) < 0.02
         matrix = sparse.bsr_matrix(mask.numpy(), blocksize=(32, 16))
         layout = BlockLayout.from_bsr(

@@ -329,7 +329,9 @@ def sentences():
     ],
 )
 def test_real_sentences_as_sentence_transformers(sentences, mode, theirs, normalize):
-    pooling = pytest.importorskip("sentence_transformers.sentence_transformer.modules.pooling")
+    pooling = pytest.importorskip(
+        "sentence_transformers.sentence_transformer.modules.pooling", reason="needs sentence-transformers"
+    )
     states, mask, packed, cu = sentences
     features = {"token_embeddings": states, "attention_mask": mask.long()}
     expected = pooling.Pooling(states.shape[-1], pooling_mode=theirs)(features)["sentence_embedding"]

@@ -39,7 +39,7 @@ def test_selection_raster_of_long_sequences_is_an_average(generator):
 
 @pytest.mark.parametrize("length", [64, 131072])
 def test_pictures(tmp_path, length, generator):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `viz`)")
     blocks = -(-length // 64)
     index = (torch.rand(1, 2, blocks, 16, generator=generator) * length).int().sort(-1).values
     selection = attn.HipSelection(index, torch.full((1, 2, blocks), 16, dtype=torch.int32))
@@ -61,14 +61,14 @@ def test_schedule_with_a_layout(monkeypatch):
 
 
 def test_wrong_selection():
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `viz`)")
     selection = attn.HipSelection(torch.zeros(1, 1, 2, 1).int(), torch.zeros(1, 1, 2).int())
     with pytest.raises(ValueError, match="query blocks, got 2"):
         attn.viz.plot_selection(selection, 64, 64)
 
 
 def test_a_single_block_of_128k_tokens_is_visible_and_axes_are_marked():
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="needs matplotlib (the extra `viz`)")
     mask = torch.zeros(2048, 2048, dtype=torch.bool)
     mask[1500, 700] = True
     figure = attn.BlockLayout.from_mask(mask).plot()
