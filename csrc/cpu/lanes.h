@@ -176,6 +176,31 @@ ATTN_INLINE void stream_vector(const char* from, char* to) {
 #endif
 #endif
 
+// store_as around the cache. `to` is aligned to what is written.
+template <class T, class V> ATTN_INLINE void stream_as(T* to, V x) {
+#if defined(__x86_64__)
+  constexpr int64_t kBytes = sizeof(T) * sizeof(x) / sizeof(x[0]);
+  T copy[sizeof(x) / sizeof(x[0])];  // a register, once compiled
+  store_as(copy, x);
+  char *from = reinterpret_cast<char*>(copy), *at = reinterpret_cast<char*>(to);
+  if constexpr (kBytes % kStreamWidth == 0) {
+    ATTN_UNROLL
+    for (int64_t i = 0; i < kBytes; i += kStreamWidth) stream_vector(from + i, at + i);
+#if defined(__AVX__)
+  } else if constexpr (kBytes == 32) {
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(at), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#endif
+  } else {
+    static_assert(kBytes == 8);
+    long long bits;
+    std::memcpy(&bits, from, sizeof bits);
+    _mm_stream_si64(reinterpret_cast<long long*>(at), bits);
+  }
+#else
+  store_as(to, x);
+#endif
+}
+
 // Where a work item puts its result rows: straight to memory, or by way of a scratch row and streaming stores.
 template <class T> class RowWriter {
  public:
@@ -195,6 +220,31 @@ template <class T> class RowWriter {
   // The row is complete.
   void done(T* out) const {
     if (stream_) copy(scratch_, out);
+  }
+
+  // Can `block` write rows of which the first starts at `out`?
+  bool takes_blocks(const T* out) const {
+    constexpr uintptr_t bytes = Lanes<Sum<T>>::n * sizeof(T);
+    return !stream_ || (reinterpret_cast<uintptr_t>(out) | n_ * sizeof(T)) % bytes == 0;
+  }
+
+  // Some vectors of R rows that follow each other, from registers. `out`: where the first row's go.
+  template <int R, int V> ATTN_INLINE void block(T* out, const vec<Sum<T>> (&x)[R][V]) const {
+    constexpr int L = Lanes<Sum<T>>::n;
+    const int64_t n = n_;
+    if (stream_) {
+      ATTN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        ATTN_UNROLL
+        for (int v = 0; v < V; ++v) stream_as(out + r * n + v * L, x[r][v]);
+      }
+    } else {
+      ATTN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        ATTN_UNROLL
+        for (int v = 0; v < V; ++v) store_as(out + r * n + v * L, x[r][v]);
+      }
+    }
   }
 
   // A row that lies elsewhere.

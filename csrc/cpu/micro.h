@@ -136,11 +136,11 @@ inline void product_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, 
   });
 }
 
+// acc[r][v] = sum_n p[n][r] * b[n][v], everything in registers.
 template <class T, int V>
-ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, const T* __restrict b, int64_t ldb,
-                           const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo) {
+ATTN_INLINE void acc_product(const T* __restrict p, int64_t width, int64_t depth, const T* __restrict b, int64_t ldb,
+                             vec<Acc<T>> (&acc)[kAccBlock<T>][V]) {
   constexpr int L = kLanes<T>, R = kAccBlock<T>;
-  vec<Acc<T>> acc[R][V];
   ATTN_UNROLL
   for (int r = 0; r < R; ++r) {
     ATTN_UNROLL
@@ -157,38 +157,53 @@ ATTN_INLINE void acc_block(const T* __restrict p, int64_t width, int64_t depth, 
       for (int v = 0; v < V; ++v) acc[r][v] = multiply_add<T>(pv, bv[v], acc[r][v]);
     }
   }
-  // The tile is summed on its own and then added: the running sum sees one rounding a tile, not one a key.
-  ATTN_UNROLL
-  for (int r = 0; r < R; ++r) {
-    ATTN_UNROLL
-    for (int v = 0; v < V; ++v) {
-      Acc<T>* at = o + r * ldo + v * L;
-      store(at, alpha ? load(at) * alpha[r] + acc[r][v] : acc[r][v]);
-    }
+}
+
+template <class T, int V, class F>
+ATTN_INLINE void acc_strip(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb,
+                           int64_t column, F&& f) {
+  for (int64_t r = 0; r < rows; r += kAccBlock<T>) {
+    vec<Acc<T>> acc[kAccBlock<T>][V];
+    acc_product<T, V>(p + r, width, depth, b + column, ldb, acc);
+    f(acc, r, column);
   }
 }
 
-// O [width][columns] += P^T B. P is [depth][width], width a multiple of the lanes; lanes from `rows` on are padding
-// whose results don't matter. Without alpha, O is written and what it held doesn't count. `columns` is a multiple of
-// the vector length; ldb counts T, depth counts T (pairs).
-template <class T>
-inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
-                      const Acc<T>* alpha, Acc<T>* o, int64_t ldo) {
+// P^T B by blocks: calls f(block, first row, first column), a block being [kAccBlock][1 to kAccVecs] vectors. P is
+// [depth][width], width a multiple of the lanes; lanes from `rows` on are padding whose results don't matter. `columns`
+// is a multiple of the vector length; ldb counts T, depth counts T (pairs).
+template <class T, class F>
+ATTN_INLINE void for_acc_blocks(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb,
+                                int64_t columns, F&& f) {
   constexpr int L = kLanes<T>;
   const int64_t vecs = columns / L, groups = (vecs + kAccVecs - 1) / kAccVecs;
   int64_t v = 0;
   for (int64_t g = 0; g < groups; ++g) {
     const int64_t wide = (vecs - v + groups - g - 1) / (groups - g);  // 4 vectors as 2 + 2, not 3 + 1
-    for (int64_t r = 0; r < rows; r += kAccBlock<T>) {
-      Acc<T>* at = o + r * ldo + v * L;
-      const T* bt = b + v * L;
-      const Acc<T>* factors = alpha ? alpha + r : nullptr;
-      if (wide == 3) acc_block<T, 3>(p + r, width, depth, bt, ldb, factors, at, ldo);
-      else if (wide == 2) acc_block<T, 2>(p + r, width, depth, bt, ldb, factors, at, ldo);
-      else acc_block<T, 1>(p + r, width, depth, bt, ldb, factors, at, ldo);
-    }
+    if (wide == 3) acc_strip<T, 3>(p, width, rows, depth, b, ldb, v * L, f);
+    else if (wide == 2) acc_strip<T, 2>(p, width, rows, depth, b, ldb, v * L, f);
+    else acc_strip<T, 1>(p, width, rows, depth, b, ldb, v * L, f);
     v += wide;
   }
+}
+
+// O [width][columns] += P^T B (for_acc_blocks). Without alpha, O is written and what it held doesn't count.
+template <class T>
+inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
+                      const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo) {
+  const auto store_block = [&](auto& acc, int64_t r0, int64_t column) __attribute__((always_inline)) {
+    constexpr int L = kLanes<T>, R = kAccBlock<T>, V = std::extent_v<std::remove_reference_t<decltype(acc)>, 1>;
+    // The tile is summed on its own and then added: the running sum sees one rounding a tile, not one a key.
+    ATTN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ATTN_UNROLL
+      for (int v = 0; v < V; ++v) {
+        Acc<T>* at = o + (r0 + r) * ldo + column + v * L;
+        store(at, alpha ? load(at) * alpha[r0 + r] + acc[r][v] : acc[r][v]);
+      }
+    }
+  };
+  for_acc_blocks<T>(p, width, rows, depth, b, ldb, columns, store_block);
 }
 
 template <class T, int MR, int NV, bool Add>

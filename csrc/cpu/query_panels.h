@@ -3,8 +3,7 @@
 // keys), sequences innermost, so that a tile of shared queries stays in the cache from one sequence to the next.
 #pragma once
 
-#include "cpu/few_queries.h"
-#include "cpu/pack.h"
+#include "cpu/query_operands.h"
 #include "cpu/softmax_panel.h"
 
 ATTN_NAMESPACE_BEGIN
@@ -15,86 +14,6 @@ constexpr int64_t kSplitTokens = 4096;  // keys of a sequence beyond this are sp
 
 // Keys at a time: scores of a panel stay in L1. A softmax over the queries keeps the scores of all panels.
 ATTN_INLINE int64_t tile_tokens(PoolActivation a) { return a == PoolActivation::softmax_queries ? 32 : 128; }
-
-// The kept tokens among the next ones of a sequence.
-struct TokenList {
-  int64_t at[128];  // positions
-  int n;
-  bool run;  // consecutive
-
-  static TokenList run_of(int64_t first, int64_t count) {
-    TokenList list;
-    list.n = static_cast<int>(count);
-    list.run = true;
-    for (int i = 0; i < list.n; ++i) list.at[i] = first + i;
-    return list;
-  }
-
-  // Fills up to `most` tokens from [begin, end); returns where it stopped.
-  int64_t fill(const MaskView& mask, const SequenceSpan& s, int64_t begin, int64_t end, int64_t most) {
-    n = 0;
-    for (; begin < end && n < most; ++begin) {
-      if (taken(mask, s.batch, s.first + begin)) at[n++] = begin;
-    }
-    run = n > 0 && at[n - 1] - at[0] == n - 1;
-    return begin;
-  }
-};
-
-// Rows of tokens as an operand: [n][ld].
-template <class T> struct Operands {
-  const T* data;
-  int64_t ld;
-};
-
-// Left operand of dot_panel. Used where it lies if it is a run of rows of the operand's own type.
-template <class T, class In>
-inline Operands<T> as_rows(const In* base, int64_t stride, int64_t dim, const TokenList& t, T* scratch) {
-  if constexpr (std::is_same_v<T, In>) {
-    if (t.run) return {base + t.at[0] * stride, stride};
-  }
-  const int64_t ld = depth_of<T>(dim);
-  for (int i = 0; i < t.n; ++i) Pack<T, In>::row(base + t.at[i] * stride, dim, scratch + i * ld, ld);
-  return {scratch, ld};
-}
-
-// Right operand of acc_panel: rows padded to whole vectors, pairs of rows interleaved for bf16x2.
-template <class T, class In>
-inline Operands<T> as_columns(const In* base, int64_t stride, int64_t dim, const TokenList& t, T* scratch) {
-  const int64_t ld = round_up_lanes<T>(dim);
-  if constexpr (std::is_same_v<T, In>) {
-    if (t.run && ld == dim) return {base + t.at[0] * stride, stride};
-  }
-  for (int i = 0; i < t.n; i += kPair<T>) {
-    const In* second = i + 1 < t.n ? base + t.at[i + 1] * stride : nullptr;
-    pack_row_pair<T, In>(base + t.at[i] * stride, second, dim, scratch + i / kPair<T> * ld, ld);
-  }
-  return {scratch, ld};
-}
-
-// The queries of a head as panels: panel i holds rows [i W, (i + 1) W); the last one is one vector wide if that is
-// enough.
-template <class T> struct PanelCut {
-  static constexpr int W = kPanel<T>, L = kLanes<T>;
-  int64_t queries;
-
-  int64_t panels() const { return (queries + W - 1) / W; }
-  int64_t padded_rows() const { return panels() * W; }
-  int rows(int64_t panel) const { return static_cast<int>(queries - panel * W < W ? queries - panel * W : W); }
-  int vectors(int64_t panel) const { return rows(panel) <= L ? 1 : 2; }
-};
-
-// Calls f(number of vectors as a constant).
-template <class F> ATTN_INLINE void with_vectors(int vectors, F&& f) {
-  if (vectors == 1) f(std::integral_constant<int, 1>{});
-  else f(std::integral_constant<int, 2>{});
-}
-
-template <class T, class In>
-inline void pack_queries(const In* base, int64_t stride, int64_t dim, const PanelCut<T>& cut, int64_t panel, T* to) {
-  const int width = cut.vectors(panel) * kLanes<T>;
-  pack_panel<T, In>([&](int64_t r) { return base + (panel * cut.W + r) * stride; }, cut.rows(panel), dim, to, width);
-}
 
 // Weights as operands: pairs of keys for bf16x2.
 template <class T, int NV> ATTN_INLINE void store_weights(const Acc<T>* s, int n, T* weights) {
@@ -210,7 +129,8 @@ template <class In> class PanelForward {
         share_keys(keys, values, tokens.n, set, head, z);
         continue;
       }
-      const bool complete = whole && t == c.end;
+      const bool complete = whole && t == c.end,
+                 direct = complete && writer.takes_blocks(out_rows(c.sequence, head, 0));
       for (int64_t i = first; i < last; ++i) {
         const int64_t row = (i - first) * W;
         with_vectors(cut_.vectors(i), [&](auto nv) {
@@ -224,11 +144,18 @@ template <class In> class PanelForward {
             relu(z.s, tokens.n * NV * L);
             store_weights<T, NV>(z.s, tokens.n, z.weights);
           }
-          acc_panel<T>(z.weights, NV * L, cut_.rows(i), depth_of<T>(tokens.n), values.data, values.ld, columns_,
-                       summed ? z.alpha : nullptr, z.o + row * columns_, columns_);
+          if (direct) {
+            // From registers, so that writing results overlaps with products.
+            A factors[W];
+            finish_statistics(c.sequence, head, i, row, z, factors);
+            write_panel(z.weights, NV * L, tokens.n, values, summed ? z.o + row * columns_ : nullptr, z.alpha, factors,
+                        cut_.rows(i), out_rows(c.sequence, head, i), writer);
+          } else {
+            acc_panel<T>(z.weights, NV * L, cut_.rows(i), depth_of<T>(tokens.n), values.data, values.ld, columns_,
+                         summed ? z.alpha : nullptr, z.o + row * columns_, columns_);
+          }
         });
-        // While the panel's sums are in L1, and so that writing results overlaps with the next panel's products.
-        if (complete) finish_panel(c.sequence, head, i, row, z, writer);
+        if (complete && !direct) finish_panel(c.sequence, head, i, row, z, writer);
       }
       if (complete) return;
       summed = true;
@@ -305,20 +232,75 @@ template <class In> class PanelForward {
     return RowWriter<In>(elements * int64_t{sizeof(In)} >= kStreamBytes, z.row, p_.dim_v);
   }
 
+  In* out_rows(int64_t sequence, int64_t head, int64_t panel) const {
+    return static_cast<In*>(p_.out) + ((sequence * p_.heads + head) * p_.queries + panel * W) * p_.dim_v;
+  }
+
   // Of panel `panel`, whose accumulators start at row `row` of the tile.
   void finish_panel(int64_t sequence, int64_t head, int64_t panel, int64_t row, const Scratch& z,
                     const RowWriter<In>& writer) const {
-    const bool softmax = p_.activation == PoolActivation::softmax_keys;
-    const int64_t at = (sequence * p_.heads + head) * p_.queries + panel * W, rows = cut_.rows(panel);
-    A factors[W], lse[W];
-    if (softmax) finish_rows(z.m + row, z.l + row, factors, lse);
-    else fill_row(factors, p_.activation == PoolActivation::relu_mean ? factors_[sequence] : A{1}, W);
-    if (softmax) std::memcpy(static_cast<A*>(p_.lse) + at, lse, rows * sizeof(A));
-    In* out = static_cast<In*>(p_.out) + at * p_.dim_v;
+    A factors[W];
+    finish_statistics(sequence, head, panel, row, z, factors);
+    In* out = out_rows(sequence, head, panel);
     const A* from = z.o + row * columns_;
-    for (int64_t r = 0; r < rows; ++r, out += p_.dim_v, from += columns_) {
+    for (int64_t r = 0; r < cut_.rows(panel); ++r, out += p_.dim_v, from += columns_) {
       scale_row<In>(writer.row(out), factors[r], from, p_.dim_v);
       writer.done(out);
+    }
+  }
+
+  // The factors of a panel's sums; lse goes to the result.
+  void finish_statistics(int64_t sequence, int64_t head, int64_t panel, int64_t row, const Scratch& z,
+                         A* factors) const {
+    if (p_.activation != PoolActivation::softmax_keys) {
+      fill_row(factors, p_.activation == PoolActivation::relu_mean ? factors_[sequence] : A{1}, W);
+      return;
+    }
+    A lse[W];
+    finish_rows(z.m + row, z.l + row, factors, lse);
+    const int64_t at = (sequence * p_.heads + head) * p_.queries + panel * W;
+    std::memcpy(static_cast<A*>(p_.lse) + at, lse, cut_.rows(panel) * sizeof(A));
+  }
+
+  // Result rows of a panel whose last keys are `values`: (alpha sums + weights^T values) * factors. sums is null if
+  // these are the only keys.
+  void write_panel(const T* weights, int64_t width, int n, const Operands<T>& values, const A* sums, const A* alpha,
+                   const A* factors, int64_t rows, In* out, const RowWriter<In>& writer) const {
+    const int64_t dim = p_.dim_v, ld = columns_;
+    const auto write_block = [&](auto& acc, int64_t r0, int64_t column) __attribute__((always_inline)) {
+      constexpr int R = kAccBlock<T>, V = std::extent_v<std::remove_reference_t<decltype(acc)>, 1>;
+      if (sums) {
+        const A *from = sums + r0 * ld + column, *old = alpha + r0;
+        ATTN_UNROLL
+        for (int r = 0; r < R; ++r) {
+          ATTN_UNROLL
+          for (int v = 0; v < V; ++v) acc[r][v] += load(from + r * ld + v * L) * old[r];
+        }
+      }
+      ATTN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        ATTN_UNROLL
+        for (int v = 0; v < V; ++v) acc[r][v] *= factors[r0 + r];
+      }
+      if (r0 + R <= rows && column + V * L <= dim) {
+        writer.block(out + r0 * dim + column, acc);
+      } else {
+        A block[R * V * L];
+        ATTN_UNROLL
+        for (int r = 0; r < R; ++r) {
+          ATTN_UNROLL
+          for (int v = 0; v < V; ++v) store(block + (r * V + v) * L, acc[r][v]);
+        }
+        write_part(block, V * L, rows - r0, dim - column, out + r0 * dim + column);
+      }
+    };
+    for_acc_blocks<T>(weights, width, rows, depth_of<T>(n), values.data, values.ld, columns_, write_block);
+  }
+
+  // Of a block of `width` columns, the rows and columns that there are.
+  void write_part(const A* block, int64_t width, int64_t rows, int64_t columns, In* out) const {
+    for (int64_t r = 0; r < rows && r < kAccBlock<T>; ++r, out += p_.dim_v, block += width) {
+      scale_row<In>(out, A{1}, block, columns < width ? columns : width);
     }
   }
 

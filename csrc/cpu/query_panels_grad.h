@@ -6,7 +6,7 @@
 #pragma once
 
 #include "cpu/few_queries_grad.h"
-#include "cpu/query_panels.h"
+#include "cpu/query_operands.h"
 
 ATTN_NAMESPACE_BEGIN
 namespace pool {

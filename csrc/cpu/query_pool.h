@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/few_queries_grad.h"
+#include "cpu/query_panels.h"
 #include "cpu/query_panels_grad.h"
 
 ATTN_NAMESPACE_BEGIN
