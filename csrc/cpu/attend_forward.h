@@ -28,9 +28,9 @@ template <class In> struct ForwardItem {
   int32_t* segment;
   bool thin;                                  // few rows: features in lanes (thin_panel.h)
   typename ThinOperand<In>::Element* thin_q;  // [kThinRowsAtMost][thin_width]
-  A* thin_s;                                  // [keys][kThinRows]
-  const In **thin_k, **thin_v;                // addresses of the rows of this tile, then of the next one
-  int thin_listed;                            // rows of this tile in the lists
+  A* thin_s;                                  // [kThinPanel][kThinRows]
+  const In **thin_list, **thin_rows;          // addresses of this tile's rows, then of those to fetch (thin_rows.h)
+  int thin_listed;                            // keys of this tile; 0 before the first
 
   ForwardItem(const AttendParams& params, Carve& c)
       : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)) {
@@ -53,9 +53,8 @@ template <class In> struct ForwardItem {
     key_weight = c.take<A>(keys);
     segment = c.take<int32_t>(keys);
     thin_q = c.take<typename ThinOperand<In>::Element>(kThinRowsAtMost * thin_width<In>(p.dim));
-    thin_s = c.take<A>(round_up_thin(keys) * kThinRows);
-    thin_k = c.take<const In*>(2 * keys + kThinAheadRows);
-    thin_v = c.take<const In*>(2 * keys + kThinAheadRows);
+    thin_s = c.take<A>(kThinPanel * kThinRows);
+    thin_list = thin_rows = c.take<const In*>(kThinListed * 2 * keys + kThinAheadRows);
     thin_listed = 0;
     thin = false;
   }
@@ -128,26 +127,54 @@ template <class In> struct ForwardItem {
                        columns);
   }
 
-  // Moves the rows of `x` that were listed as the next tile's to the front of their list, and lists those of the tile
-  // after it. Past the last row it stands in for what to fetch, which costs nothing.
-  void list_thin_rows(const Sequence& seq, const View4& x, int64_t dim, const In** list) const {
-    const In* base = key_base<In>(p, x, seq, rows->group.head_kv);
-    if (thin_listed) std::memmove(list, list + thin_listed, tile->n * sizeof *list);
-    else list_rows(tile->rows(base, x, dim), list);
-    int end = tile->n;
-    if (next_tile) {
-      list_rows(next_tile->rows(base, x, dim), list + end);
-      touch_pages(list + end, next_tile->n, dim);
-      end += next_tile->n;
+  // The rows that were listed as the next tile's are this one's now, and those of the tile after it are listed. Past
+  // the last row it stands in for what to fetch, which costs nothing.
+  void list_thin_rows(const Sequence& seq) {
+    const int64_t head = rows->group.head_kv, dim = p.dim < p.dim_v ? p.dim : p.dim_v;
+    auto list = [&](const KeyTile& t, const In** at) {
+      list_panels(t.rows(key_base<In>(p, p.k, seq, head), p.k, p.dim),
+                  t.rows(key_base<In>(p, p.v, seq, head), p.v, p.dim_v), at);
+    };
+    int end = 2 * tile->n;
+    if (thin_listed) {
+      thin_rows += 2 * thin_listed;
+      if (next_tile && thin_rows + end + 2 * next_tile->n > thin_list + kThinListed * 2 * tile_keys(p.dim, p.dim_v)) {
+        std::memmove(thin_list, thin_rows, end * sizeof *thin_rows);
+        thin_rows = thin_list;
+      }
+    } else {
+      list(*tile, thin_rows);
+      for (int i = 0; i < end && i < thin_ahead(); ++i) prefetch_row(thin_rows[i], dim);
     }
-    for (int i = 0; i < kThinAheadRows; ++i) list[end + i] = list[end - 1];
+    if (next_tile) {
+      list(*next_tile, thin_rows + end);
+      if (next_tile->runs > 1) touch_pages(thin_rows + end, 2 * next_tile->n, dim);
+      end += 2 * next_tile->n;
+    }
+    if (!next_tile || 2 * next_tile->n < kThinAheadRows)
+      for (int i = 0; i < kThinAheadRows; ++i) thin_rows[end + i] = thin_rows[end - 1];
+    thin_listed = tile->n;
   }
 
-  // kThinRows rows from `first` on against keys [a, b) of the tile.
-  void thin_panel(int32_t first, int a, int b, bool masked, const PanelReach& reach, const Modifiers<A>& mod) {
+  // The first keys of the next split, which this thread is likely to work on next: to be fetched over the last ones of
+  // this split. Null where it is the sequence's last.
+  KeyTile* thin_beyond(const Sequence& seq, int32_t k_hi) {
+    if (!thin || k_hi >= seq.keys) return nullptr;
+    KeyTile *const free = tile == tiles ? tiles + 1 : tiles, *found = nullptr;
+    const int32_t end = k_hi + min_i32(kThinPanel, static_cast<int32_t>(seq.keys) - k_hi);
+    fill_key_tiles(p, rows->group, k_hi, end, kThinPanel, free, [&](KeyTile* full) { return found = full; });
+    return found;
+  }
+
+  int thin_ahead() const { return rows_of_bytes<In>(kThinAhead, p.dim > p.dim_v ? p.dim : p.dim_v); }
+
+  // kThinRows rows from `first` on against keys [a, b) of the tile's panel [begin, end).
+  void thin_panel(int32_t first, int begin, int end, int a, int b, bool masked, const PanelReach& reach,
+                  const Modifiers<A>& mod) {
     const int n = b - a;
-    thin_dot<In, A>(thin_k + a, thin_k + a + rows_of_bytes<In>(kThinAhead, p.dim), n, p.dim,
-                    thin_q + first * thin_width<In>(p.dim), static_cast<A>(p.scale * kLog2e), thin_s);
+    const In *const *k = thin_rows + begin + a, *const *v = k + (end - begin), *const *later = k + thin_ahead();
+    thin_dot<In, A>(k, later, n, p.dim, thin_q + first * thin_width<In>(p.dim), static_cast<A>(p.scale * kLog2e),
+                    thin_s);
     if (masked || mod.softcap > 0 || mod.key_weight) {
       vec<A> top[1];
       thin_spread(thin_s, n, s);
@@ -155,33 +182,49 @@ template <class In> struct ForwardItem {
       thin_gather(s, n, thin_s);
     }
     thin_softmax(thin_s, n, m + first, l + first, alpha);
-    thin_acc<In, A>(thin_v + a, thin_v + a + rows_of_bytes<In>(kThinAhead, p.dim_v), n, p.dim_v, masked, thin_s, alpha,
-                    o + first * columns, columns);
+    thin_acc<In, A>(v, later + (end - begin), n, p.dim_v, masked, thin_s, alpha, o + first * columns, columns);
+  }
+
+  // The tile, panel by panel; all rows of a panel while it lies in L1.
+  void thin_tile(const Sequence& seq, const Modifiers<A>& mod) {
+    list_thin_rows(seq);
+    constexpr int kGroups = kThinRowsAtMost / kThinRows;
+    PanelReach reach[kGroups];
+    PanelKeys keys[kGroups];
+    int groups = 0;
+    for (int32_t first = 0; first < rows->rows; first += kThinRows, ++groups) {
+      const int32_t last = min_i32(first + kThinRows, rows->rows);
+      PanelKeys& k = keys[groups];
+      reach[groups] = panel_reach(*rows, first, last);
+      k = panel_keys(*tile, *rows, first, last, reach[groups], mod, false);
+      if (k.a < k.b && mod.segment && !segments_meet(*rows, first, last, segment, k.a, k.b)) k.b = k.a;
+    }
+    for (int begin = 0; begin < tile->n; begin += kThinPanel) {
+      const int end = min_i32(begin + kThinPanel, tile->n);
+      for (int g = 0; g < groups; ++g) {
+        const int a = max_i32(begin, keys[g].a), b = min_i32(end, keys[g].b);
+        const bool masked = max_i32(a, keys[g].cut_a) < min_i32(b, keys[g].cut_b);
+        if (a < b) thin_panel(g * kThinRows, begin, end, a, b, masked, reach[g], mod);
+      }
+    }
   }
 
   void key_tile(const Sequence& seq) {
     const RowGroup& g = rows->group;
     const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
+    if (thin) {
+      if constexpr (kThinFits<A>) thin_tile(seq, mod);
+      return;
+    }
     bool placed = values_placed = false;
     RowOperand<T, In> kt{};
-    if (thin) {
-      list_thin_rows(seq, p.k, p.dim, thin_k);
-      list_thin_rows(seq, p.v, p.dim_v, thin_v);
-      thin_listed = tile->n;
-    } else {
-      fetch_ahead(seq);
-    }
-    const int32_t step = thin ? kThinRows : W;
-    for (int32_t first = 0; first < rows->rows; first += step) {
-      const int32_t last = min_i32(first + step, rows->rows);
+    fetch_ahead(seq);
+    for (int32_t first = 0; first < rows->rows; first += W) {
+      const int32_t last = min_i32(first + W, rows->rows);
       const PanelReach reach = panel_reach(*rows, first, last);
       // Values are paired from the tile's start.
-      const PanelKeys keys = panel_keys(*tile, *rows, first, last, reach, mod, kPairRows<T> && !thin);
+      const PanelKeys keys = panel_keys(*tile, *rows, first, last, reach, mod, kPairRows<T>);
       if (keys.a >= keys.b || (mod.segment && !segments_meet(*rows, first, last, segment, keys.a, keys.b))) continue;
-      if (thin) {
-        if constexpr (kThinFits<A>) thin_panel(first, keys.a, keys.b, keys.masked(), reach, mod);
-        continue;
-      }
       if (!placed) {
         kt.place(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
         placed = true;
@@ -237,9 +280,10 @@ template <class In> struct ForwardItem {
     for_each_key_tile_ahead(p, rows->group, k_lo, k_hi, tile_keys(p.dim, p.dim_v), tiles,
                             [&](KeyTile& now, KeyTile* next) {
                               tile = &now;
-                              next_tile = next;
+                              next_tile = next ? next : thin_beyond(seq, k_hi);
                               key_tile(seq);
                             });
+    if (thin) thin_order<In>(o, columns, rows->rows, p.dim_v);
   }
 
   // Writes out and lse of the item's rows from accumulators o, m, l.
@@ -346,8 +390,10 @@ template <class In> struct ForwardCall {
       for (int64_t i = 0; i < items.count(); ++i) run_item(i);
       return;
     }
-    parallel_items(items.count(), [this](int64_t i, int) { run_item(i); });
-    if (items.splits > 1) parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
+    auto run = [this](int64_t i, int) { run_item(i); };
+    if (items.splits == 1) return parallel_items(items.count(), run);
+    parallel_runs(items.count(), run);  // splits of a sequence one after the other
+    parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
   }
 };
 

@@ -1,11 +1,14 @@
 // The two products and the softmax between them for a handful of query rows (decoding). A panel would leave most SIMD
 // lanes empty, so features lie in lanes instead: K and V stream once from where they lie, converted in registers, and
 // nothing is packed. Scores are [keys][kThinRows]: a vector holds several keys, so no lane of the exponential is idle.
+//
+// The time is that of reading memory only if fetches are always under way, as many at any moment as at any other: keys
+// are gone through in short panels, K and V of one in turn (thin_rows.h), every step fetches a row of later ones, and
+// rows are fetched and read in the order of their addresses, which the hardware's own prefetching goes on from.
 #pragma once
 
-#include <utility>
-
 #include "cpu/mask_panel.h"
+#include "cpu/thin_rows.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -63,37 +66,60 @@ template <class In> inline void thin_query(const In* row, int64_t dim, typename 
   }
 }
 
-// Memory is kept busy by fetching each row of K and V kThinAhead bytes before it is used, in the order of addresses,
-// which is what the hardware's own prefetching goes on from. Further ahead, rows would leave L1 again.
-constexpr int64_t kThinAhead = 8192;
-constexpr int kThinAheadRows = 64;  // at most
-constexpr int64_t kThinMemoryPage = 4096;
-
-template <class In> ATTN_INLINE int rows_of_bytes(int64_t bytes, int64_t dim) {
-  const int64_t rows = bytes / (dim * static_cast<int64_t>(sizeof(In)));
-  return rows < 1 ? 1 : rows > kThinAheadRows ? kThinAheadRows : static_cast<int>(rows);
+// (a0 + a1, a2 + a3, b0 + b1, b2 + b3) of every 16 bytes, and sums of neighbouring 16 bytes of a, then of b: shuffles
+// that need no table of indices and, within 16 bytes, can be executed twice a cycle where others can once.
+template <int... I> ATTN_INLINE f32v add_pairs(f32v a, f32v b, std::integer_sequence<int, I...>) {
+  constexpr int L = Lanes<float>::n;
+  return __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + I % 4 / 2 * L)...) +
+         __builtin_shufflevector(a, b, (I / 4 * 4 + I % 2 * 2 + I % 4 / 2 * L + 1)...);
+}
+template <int... I> ATTN_INLINE f32v add_quads(f32v a, f32v b, std::integer_sequence<int, I...>) {
+  return __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4)...) +
+         __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
 }
 
-// Looks up the memory pages of n rows: scattered ones miss in every buffer of address translation, which takes as long
-// as fetching several lines.
-template <class In> inline void touch_pages(const In* const* rows, int n, int64_t dim) {
-  const int step = rows_of_bytes<In>(kThinMemoryPage, dim);
-  for (int i = 0; i < n; i += step) __builtin_prefetch(rows[i], 0, 2);
-}
-
-// Addresses of a tile's rows, so that a row costs one load however its keys are scattered.
-template <class In> inline void list_rows(const TokenRows<In>& t, const In** at) {
-  for (int i = 0; i < t.runs; ++i) {
-    const In* row = t.first(t.run[i]);
-    for (int32_t j = 0; j < t.run[i].count; ++j) *at++ = row + j * t.stride;
+// thin_dot for rows of kSteps whole vectors: key after key, query rows in registers.
+template <int kSteps, class In>
+inline void thin_dot_whole(const In* const* k, const In* const* later, int64_t n,
+                           const typename ThinOperand<In>::Element* q, float scale, float* s) {
+  using Op = ThinOperand<In>;
+  constexpr int kKeys = 4, kHeld = kSteps < 4 ? kSteps : 4;  // steps whose query vectors fit the registers
+  constexpr auto lanes = std::make_integer_sequence<int, Lanes<float>::n>{};
+  typename Op::V held[kThinRows][kHeld];
+  ATTN_UNROLL
+  for (int r = 0; r < kThinRows; ++r) {
+    ATTN_UNROLL
+    for (int d = 0; d < kHeld; ++d) held[r][d] = Op::of_query(q + (r * kSteps + d) * Op::step);
+  }
+  for (int64_t j = 0; j < n; j += kKeys) {
+    f32v part[kKeys];
+    ATTN_UNROLL
+    for (int i = 0; i < kKeys; ++i) {
+      const int64_t key = j + i < n ? j + i : j;
+      const In *const row = k[key], *const fetched = later[key];
+      f32v sum[kThinRows] = {};
+      ATTN_UNROLL
+      for (int d = 0; d < kSteps; ++d) {
+        if (d * Op::step * sizeof(In) % 64 == 0) prefetch_row(fetched + d * Op::step, 1);
+        const typename Op::V x = Op::of_key(row + d * Op::step);
+        ATTN_UNROLL
+        for (int r = 0; r < kThinRows; ++r) {
+          const typename Op::V y =
+              d < kHeld ? held[r][d < kHeld ? d : 0] : Op::of_query(q + (r * kSteps + d) * Op::step);
+          sum[r] = Op::dot(sum[r], x, y);
+        }
+      }
+      part[i] = add_pairs(add_pairs(sum[0], sum[1], lanes), add_pairs(sum[2], sum[3], lanes), lanes);
+    }
+    const f32v sums = add_quads(add_quads(part[0], part[1], lanes), add_quads(part[2], part[3], lanes), lanes);
+    store(s + j * kThinRows, sums * scale);
   }
 }
 
-// s [round_up_thin(n)][kThinRows]: scores of n key rows k with the query rows q, [kThinRows][thin_width]
-// zero-padded; -inf past n. `later` are n rows to fetch on the way.
+// The same for any rows.
 template <class In, class A>
-inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int64_t dim,
-                     const typename ThinOperand<In>::Element* q, A scale, A* s) {
+inline void thin_dot_any(const In* const* k, const In* const* later, int64_t n, int64_t dim,
+                         const typename ThinOperand<In>::Element* q, A scale, A* s) {
   using Op = ThinOperand<In>;
   constexpr int L = Lanes<A>::n, kKeys = kThinKeys<A>;
   const int64_t width = thin_width<In>(dim), whole = dim / Op::step * Op::step;
@@ -126,9 +152,25 @@ inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int6
     }
     store(s + j * kThinRows, neighbour_sums<A, L>(sum) * scale);
   }
-  for (int64_t i = n * kThinRows; i < round_up_thin(n) * kThinRows; ++i) s[i] = -kInfinity<A>;
-  static_assert(kThinStrip % kKeys == 0, "a strip is whole vectors");
   static_assert(L == kKeys * kThinRows || L < kThinRows, "a vector is whole keys");
+}
+
+// s [round_up_thin(n)][kThinRows]: scores of n key rows k with the query rows q, [kThinRows][thin_width]
+// zero-padded; -inf past n. `later` are n rows to fetch on the way.
+template <class In, class A>
+inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int64_t dim,
+                     const typename ThinOperand<In>::Element* q, A scale, A* s) {
+  if constexpr (ATTN_VBYTES == 64 && std::is_same<A, float>::value) {  // 32 registers
+    constexpr int64_t step = ThinOperand<In>::step;
+    if (dim == 2 * step) thin_dot_whole<2>(k, later, n, q, scale, s);
+    else if (dim == 4 * step) thin_dot_whole<4>(k, later, n, q, scale, s);
+    else if (dim == 8 * step) thin_dot_whole<8>(k, later, n, q, scale, s);
+    else thin_dot_any<In, A>(k, later, n, dim, q, scale, s);
+  } else {
+    thin_dot_any<In, A>(k, later, n, dim, q, scale, s);
+  }
+  for (int64_t i = n * kThinRows; i < round_up_thin(n) * kThinRows; ++i) s[i] = -kInfinity<A>;
+  static_assert(kThinStrip % kThinKeys<A> == 0, "a strip is whole vectors");
 }
 
 // The strip with one key a vector, as modify_panel takes it, and back.
@@ -142,40 +184,46 @@ template <class A> inline void thin_gather(const A* panel, int64_t n, A* s) {
   for (int64_t j = 0; j < n; ++j) std::memcpy(s + j * kThinRows, panel + j * L, kThinRows * sizeof(A));
 }
 
+// Lane i holds row i % kThinRows: values of the rows repeated, and what the lanes of every row come to.
+template <class A, int... I> ATTN_INLINE vec<A> thin_repeat(const A* rows, std::integer_sequence<int, I...>) {
+  return vec<A>{rows[I % kThinRows]...};
+}
+template <int kBy, class V, class F, int... I>
+ATTN_INLINE V thin_fold(V x, F&& join, std::integer_sequence<int, I...> lanes) {
+  if constexpr (kBy < kThinRows) return x;
+  else
+    return thin_fold<kBy / 2>(join(x, __builtin_shufflevector(x, x, ((I + kBy) % static_cast<int>(sizeof...(I)))...)),
+                              join, lanes);
+}
+
 // As softmax_panel, in place: scores become weights, m and l of the kThinRows rows are updated, alpha is set.
 template <class A> inline void thin_softmax(A* s, int64_t n, A* m, A* l, A* alpha) {
   constexpr int L = Lanes<A>::n;
+  constexpr auto lanes = std::make_integer_sequence<int, L>{};
   const int64_t count = round_up_thin(n) * kThinRows;
-  vec<A> top = splat(-kInfinity<A>);
-  for (int64_t i = 0; i < count; i += L) top = vmax(load(s + i), top);
-  A tops[L], reference[L];
-  store(tops, top);
-  for (int r = 0; r < kThinRows; ++r) {
-    A fresh = m[r];
-    for (int i = r; i < L; i += kThinRows) fresh = tops[i] > fresh ? tops[i] : fresh;
-    const A base = fresh == -kInfinity<A> ? 0 : fresh;
-    for (int i = r; i < L; i += kThinRows) {
-      reference[i] = base;
-      tops[i] = m[r] - base;
-    }
-    m[r] = fresh;
+  vec<A> top[2] = {splat(-kInfinity<A>), splat(-kInfinity<A>)};  // two at a time: half as long a chain
+  for (int64_t i = 0; i < count; i += 2 * L) {
+    top[0] = vmax(load(s + i), top[0]);
+    top[1] = vmax(load(s + i + L), top[1]);
   }
-  A factors[L];
-  store(factors, exp2v(load(tops)));
-  const vec<A> base = load(reference);
+  top[0] = vmax(top[0], top[1]);
+  const vec<A> old = thin_repeat(m, lanes),
+               fresh = vmax(thin_fold<L / 2>(
+                                top[0], [](vec<A> x, vec<A> y) { return vmax(x, y); }, lanes),
+                            old),
+               base = fresh == -kInfinity<A> ? vec<A>{} : fresh, factor = exp2v(old - base);
   vec<A> sum{};
-  for (int64_t i = 0; i < count; i += L) {
-    const vec<A> w = exp2v(load(s + i) - base);
-    sum += w;
+  for (int64_t i = 0; i < count; i += 2 * L) {
+    const vec<A> w = exp2v(load(s + i) - base), x = exp2v(load(s + i + L) - base);
+    sum += w + x;
     store(s + i, w);
+    store(s + i + L, x);
   }
-  store(tops, sum);
-  for (int r = 0; r < kThinRows; ++r) {
-    A total = 0;
-    for (int i = r; i < L; i += kThinRows) total += tops[i];
-    alpha[r] = factors[r];
-    l[r] = l[r] * factors[r] + total;
-  }
+  sum = thin_fold<L / 2>(sum, [](vec<A> x, vec<A> y) { return x + y; }, lanes);
+  const vec<A> total = thin_repeat(l, lanes) * factor + sum;
+  std::memcpy(m, &fresh, kThinRows * sizeof(A));
+  std::memcpy(l, &total, kThinRows * sizeof(A));
+  std::memcpy(alpha, &factor, kThinRows * sizeof(A));
 }
 
 // One vector of features.
@@ -193,33 +241,41 @@ inline void thin_acc_block(const In* const* v, const In* const* later, int64_t n
   for (int r = 0; r < kThinRows; ++r) store(o + r * ldo + x, load(o + r * ldo + x) * alpha[r] + acc[r]);
 }
 
-// Vectors of features whose accumulators stay in registers for all rows.
+// Features are gone through in blocks whose accumulators stay in registers: of a narrow block for all rows, of a wide
+// one, where there are registers for it, for half of them at a time, so that a long row is read in one go.
 constexpr int kThinVecs = ATTN_VBYTES == 64 ? 4 : 2;
 
-template <class In, class A>
-inline void thin_acc_blocks(const In* const* v, const In* const* later, int64_t n, const A* weights, const A* alpha,
-                            A* o, int64_t ldo, int64_t x) {
+// Fetches part j of 2 n of n rows, in the order of addresses.
+template <class In> ATTN_INLINE void prefetch_half(const In* const* later, int64_t j, int64_t width) {
+  prefetch_row(later[j / 2] + j % 2 * (width / 2), width / 2);
+}
+
+// Rows [first, first + kRows), kVecs vectors of features.
+template <int kRows, int kVecs, class In, class A>
+inline void thin_acc_blocks(const In* const* v, const In* const* later, int64_t n, int first, const A* weights,
+                            const A* alpha, A* o, int64_t ldo, int64_t x) {
   constexpr int L = Lanes<A>::n;
-  vec<A> acc[kThinRows][kThinVecs] = {};
+  vec<A> acc[kRows][kVecs] = {};
   for (int64_t j = 0; j < n; ++j) {
     const In* row = v[j] + x;
-    prefetch_row(later[j] + x, kThinVecs * L);
-    vec<A> value[kThinVecs];
+    if constexpr (kRows == kThinRows) prefetch_row(later[j] + x, kVecs * L);
+    else prefetch_half(later, first ? n + j : j, kVecs * L);
+    vec<A> value[kVecs];
     ATTN_UNROLL
-    for (int i = 0; i < kThinVecs; ++i) value[i] = load_as(row + i * L, A{});
+    for (int i = 0; i < kVecs; ++i) value[i] = load_as(row + i * L, A{});
     ATTN_UNROLL
-    for (int r = 0; r < kThinRows; ++r) {
-      const vec<A> w = splat(weights[j * kThinRows + r]);
+    for (int r = 0; r < kRows; ++r) {
+      const vec<A> w = splat(weights[j * kThinRows + first + r]);
       ATTN_UNROLL
-      for (int i = 0; i < kThinVecs; ++i) acc[r][i] += w * value[i];
+      for (int i = 0; i < kVecs; ++i) acc[r][i] += w * value[i];
     }
   }
   ATTN_UNROLL
-  for (int r = 0; r < kThinRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     ATTN_UNROLL
-    for (int i = 0; i < kThinVecs; ++i) {
-      A* at = o + r * ldo + x + i * L;
-      store(at, load(at) * alpha[r] + acc[r][i]);
+    for (int i = 0; i < kVecs; ++i) {
+      A* at = o + (first + r) * ldo + x + i * L;
+      store(at, load(at) * alpha[first + r] + acc[r][i]);
     }
   }
 }
@@ -246,17 +302,20 @@ inline void thin_pair_weights(const float* weights, int64_t n, bf16x2* pairs) {
   }
 }
 
-// 32 * kHalves features, two keys at a time.
-template <int kHalves>
-inline void thin_acc_pairs(const bf16* const* v, const bf16* const* later, int64_t n, const bf16x2* weights,
+// Rows [first, first + kRows), 32 * kHalves features, two keys at a time. Features of o stay in the order of the
+// interleaved vectors (thin_column).
+template <int kRows, int kHalves>
+inline void thin_acc_pairs(const bf16* const* v, const bf16* const* later, int64_t n, int first, const bf16x2* weights,
                            const float* alpha, float* o, int64_t ldo, int64_t x) {
   constexpr auto words = std::make_integer_sequence<int, 32>{};
-  f32v acc[kThinRows][2 * kHalves] = {};
+  f32v acc[kRows][2 * kHalves] = {};
   // Keys j and, with `both`, j + 1.
   auto add = [&](int64_t j, auto both) {
     const bf16 *one = v[j] + x, *two = v[j + both] + x;
-    prefetch_row(later[j] + x, 32 * kHalves);
-    if constexpr (both) prefetch_row(later[j + 1] + x, 32 * kHalves);
+    for (int i = 0; i <= both; ++i) {
+      if constexpr (kRows == kThinRows) prefetch_row(later[j + i] + x, 32 * kHalves);
+      else prefetch_half(later, first ? n + j + i : j + i, 32 * kHalves);
+    }
     u32v value[2 * kHalves];
     ATTN_UNROLL
     for (int i = 0; i < kHalves; ++i) {
@@ -267,8 +326,8 @@ inline void thin_acc_pairs(const bf16* const* v, const bf16* const* later, int64
       value[2 * i + 1] = interleave_high(a, b, words);
     }
     ATTN_UNROLL
-    for (int r = 0; r < kThinRows; ++r) {
-      const u32v w = splat(weights[j / 2 * kThinRows + r]);
+    for (int r = 0; r < kRows; ++r) {
+      const u32v w = splat(weights[j / 2 * kThinRows + first + r]);
       ATTN_UNROLL
       for (int i = 0; i < 2 * kHalves; ++i) acc[r][i] = dot_pairs(acc[r][i], value[i], w);
     }
@@ -277,23 +336,36 @@ inline void thin_acc_pairs(const bf16* const* v, const bf16* const* later, int64
   for (; j + 2 <= n; j += 2) add(j, std::integral_constant<int, 1>{});
   if (j < n) add(j, std::integral_constant<int, 0>{});
   ATTN_UNROLL
-  for (int r = 0; r < kThinRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
     ATTN_UNROLL
-    for (int i = 0; i < kHalves; ++i) {
-      const f32v low = acc[r][2 * i], high = acc[r][2 * i + 1];
-      float* at = o + r * ldo + x + 32 * i;
-      store(at, load(at) * alpha[r] +
-                    __builtin_shufflevector(low, high, 0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23));
-      store(at + 16, load(at + 16) * alpha[r] + __builtin_shufflevector(low, high, 8, 9, 10, 11, 24, 25, 26, 27, 12, 13,
-                                                                        14, 15, 28, 29, 30, 31));
+    for (int i = 0; i < 2 * kHalves; ++i) {
+      float* at = o + (first + r) * ldo + x + 16 * i;
+      store(at, load(at) * alpha[first + r] + acc[r][i]);
     }
   }
 }
 #endif
 
+// Where feature x of a row lies in o until thin_order puts all in their places.
+template <class In> ATTN_INLINE int64_t thin_column(int64_t x, int64_t dim) {
+  if (!ThinOperand<In>::pairs || x >= dim / 32 * 32) return x;
+  return x / 32 * 32 + x % 8 / 4 * 16 + x % 32 / 8 * 4 + x % 4;
+}
+template <class In, class A> inline void thin_order(A* o, int64_t ldo, int64_t rows, int64_t dim) {
+  if constexpr (ThinOperand<In>::pairs) {
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t x = 0; x + 32 <= dim; x += 32) {
+        A block[32];
+        std::memcpy(block, o + r * ldo + x, sizeof block);
+        for (int64_t i = 0; i < 32; ++i) o[r * ldo + x + i] = block[thin_column<In>(i, 32)];
+      }
+    }
+  }
+}
+
 // o[r] = o[r] * alpha[r] + sum of weight * value row, over n rows v; weights are [n][kThinRows], rounded
 // up like scores. With `guarded`, a weight of 0 silences a value row that isn't finite.
-// `later` are n rows to fetch on the way, as long as those of v.
+// n is at most kThinPanel; `later` are n rows to fetch on the way.
 template <class In, class A>
 inline void thin_acc(const In* const* v, const In* const* later, int64_t n, int64_t dim, bool guarded, const A* weights,
                      const A* alpha, A* o, int64_t ldo) {
@@ -306,7 +378,7 @@ inline void thin_acc(const In* const* v, const In* const* later, int64_t n, int6
         for (int64_t x = 0; x < dim; ++x) o[r * ldo + x] *= alpha[r];
         for (int64_t j = 0; j < n; ++j) {
           const A w = weights[j * kThinRows + r];
-          for (int64_t x = 0; w != 0 && x < dim; ++x) o[r * ldo + x] += w * to_float(v[j][x]);
+          for (int64_t x = 0; w != 0 && x < dim; ++x) o[r * ldo + thin_column<In>(x, dim)] += w * to_float(v[j][x]);
         }
       }
       return;
@@ -315,13 +387,23 @@ inline void thin_acc(const In* const* v, const In* const* later, int64_t n, int6
   int64_t x = 0;
 #if ATTN_BF16_DOT
   if constexpr (ThinOperand<In>::pairs) {
-    bf16x2 pairs[kTileKeys / 2 * kThinRows];
+    bf16x2 pairs[kThinPanel / 2 * kThinRows];
     thin_pair_weights(weights, n, pairs);
-    for (; x + 64 <= dim; x += 64) thin_acc_pairs<2>(v, later, n, pairs, alpha, o, ldo, x);
-    for (; x + 32 <= dim; x += 32) thin_acc_pairs<1>(v, later, n, pairs, alpha, o, ldo, x);
+    for (; x + 128 <= dim; x += 128) {
+      for (int r = 0; r < kThinRows; r += 2) thin_acc_pairs<2, 4>(v, later, n, r, pairs, alpha, o, ldo, x);
+    }
+    for (; x + 64 <= dim; x += 64) thin_acc_pairs<kThinRows, 2>(v, later, n, 0, pairs, alpha, o, ldo, x);
+    for (; x + 32 <= dim; x += 32) thin_acc_pairs<kThinRows, 1>(v, later, n, 0, pairs, alpha, o, ldo, x);
   }
 #endif
-  for (; x + kThinVecs * L <= dim; x += kThinVecs * L) thin_acc_blocks(v, later, n, weights, alpha, o, ldo, x);
+  constexpr int kVecs = kThinVecs;
+  if constexpr (ATTN_VBYTES == 64) {
+    for (; x + 2 * kVecs * L <= dim; x += 2 * kVecs * L) {
+      for (int r = 0; r < kThinRows; r += 2) thin_acc_blocks<2, 2 * kVecs>(v, later, n, r, weights, alpha, o, ldo, x);
+    }
+  }
+  for (; x + kVecs * L <= dim; x += kVecs * L)
+    thin_acc_blocks<kThinRows, kVecs>(v, later, n, 0, weights, alpha, o, ldo, x);
   for (; x + L <= dim; x += L) thin_acc_block(v, later, n, weights, alpha, o, ldo, x);
   for (; x < dim; ++x) {
     for (int r = 0; r < kThinRows; ++r) {

@@ -73,6 +73,13 @@ CASES = [
         for d, dv in ((1, 1), (6, 40), (31, 17), (64, 64), (80, 96), (128, 160))
     ),
     Decode("dim_wide", D=256, Dv=200, dtypes=ALL),
+    # Whole vectors of features, and what masks cut out of a panel of keys.
+    *(
+        Decode(f"dim_{d}_cut", D=d, Tq=3, weight=(2, 2, 320), flags={"window": (150, 0), "sink_tokens": 5})
+        for d in (64, 128, 256)
+    ),
+    Decode("dim_64_layout", D=64, layout=(4, 320), Tq=4, dtypes=ALL),
+    Decode("dim_128_split", lengths=(4500, 2079), S=4500, D=128, H=8, Hkv=1),
     Decode("unequal", lengths=(0, 1, 2, 320, 64), Tq=4, dtypes=ALL),  # rows before the first key see nothing
     Decode("nothing", lengths=(0, 0)),
     Decode("no_room", lengths=(0, 0), S=0),
@@ -241,6 +248,22 @@ def test_threads_and_neighbours(dtype):
             q[one], k[one, :, :n], v[one, :, :n], seqlens=options["seqlens"][one], return_lse=True
         )
         same_bits(tight, [x[one] for x in expected])
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dim", [40, 64, 160])
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_what_a_row_cannot_see_may_be_infinite(dtype, dim):
+    """The newest key's value is infinite: the rows before it don't notice."""
+    q, k, v, options = Decode("", lengths=(300, 77), D=dim, Tq=3).inputs(dtype)
+    expected = attn.decode_attention(q, k, v, **options)
+    for b, n in enumerate((300, 77)):
+        v[b, :, n - 1, dim // 3 :] = math.inf
+    out = attn.decode_attention(q, k, v, **options)
+    # The values of such a tile are added up in another order, and in float32.
+    torch.testing.assert_close(out[:, :, :2], expected[:, :, :2], rtol=2e-2, atol=5e-3)
+    assert (out[:, :, 2, dim // 3 :] == math.inf).all()
+    torch.testing.assert_close(out[:, :, 2, : dim // 3], expected[:, :, 2, : dim // 3], rtol=2e-2, atol=5e-3)
 
 
 def test_pages_may_be_shared():
