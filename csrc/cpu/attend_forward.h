@@ -1,7 +1,7 @@
 // Attention forward: for each block of rows, walk the schedule's key tiles; scores, rule, online softmax, values.
 #pragma once
 
-#include "attn/parallel.h"
+#include "cpu/lanes.h"
 #include "cpu/mask_panel.h"
 #include "cpu/row_items.h"
 #include "cpu/row_operand.h"
@@ -17,13 +17,20 @@ template <class In> struct ForwardItem {
 
   const AttendParams& p;
   const int64_t depth, columns;
+  const pool::RowWriter<In> writer;
   RowBlock* rows;
   KeyTile *tiles, *tile, *next_tile;  // two; the one that is worked on, and the one after it or null
   FetchAhead<In>* ahead;
-  bool first_tile = true, values_placed;
+  bool first_tile = true, values_placed, finishes = false;
   T *q, *k;
   ColumnOperand<T, In>* values;
-  A *o, *m, *l, *s, *alpha, *key_weight;
+  A *o, *m, *l, *s, *alpha, *key_weight;  // o is undefined in rows that have seen no key
+  static_assert(kMaxRows <= 32 * W, "a bit for every panel");
+  uint32_t summed = 0;                        // panels, a bit each, whose rows o holds
+  const In **q_rows, **next_rows;             // addresses of the item's rows, and of those of the next one
+  In **results, *result_block;                // of a panel: addresses of its rows, and scratch for them
+  int32_t next_count = 0;                     // how many of the latter are known
+  bool rows_near = false, keys_near = false;  // the thread's last item fetched the rows, looked at the same keys
   T* weights;
   int32_t* segment;
   bool thin;                                  // few rows: features in lanes (thin_panel.h)
@@ -33,7 +40,9 @@ template <class In> struct ForwardItem {
   int thin_listed;                            // keys of this tile; 0 before the first
 
   ForwardItem(const AttendParams& params, Carve& c)
-      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)) {
+      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)),
+        writer(params.batch * params.heads * params.tq * params.dim_v * int64_t{sizeof(In)} >= pool::kStreamBytes,
+               nullptr, params.dim_v) {
     const int keys = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
     tiles = c.take<KeyTile>(2);
@@ -52,6 +61,10 @@ template <class In> struct ForwardItem {
     alpha = c.take<A>(W);
     key_weight = c.take<A>(keys);
     segment = c.take<int32_t>(keys);
+    q_rows = c.take<const In*>(kMaxRows);
+    next_rows = c.take<const In*>(kMaxRows);
+    results = c.take<In*>(W);
+    result_block = c.take<In>(W * p.dim_v);
     thin_q = c.take<typename ThinOperand<In>::Element>(kThinRowsAtMost * thin_width<In>(p.dim));
     thin_s = c.take<A>(kThinPanel * kThinRows);
     thin_list = thin_rows = c.take<const In*>(kThinListed * 2 * keys + kThinAheadRows);
@@ -59,30 +72,38 @@ template <class In> struct ForwardItem {
     thin = false;
   }
 
-  const In* q_row(const Sequence& seq, int32_t r) const {
-    return static_cast<const In*>(p.q.data) + seq.batch * p.q.batch + rows->head_of(r) * p.q.head +
-           (seq.q_token + rows->query_of(r)) * p.q.token;
-  }
-
-  void load_queries(const Sequence& seq) {
+  void load_queries() {
     thin = kThinFits<A> && rows->rows <= kThinRowsAtMost;
     if (thin) {
       const int64_t width = thin_width<In>(p.dim);
       std::memset(static_cast<void*>(thin_q), 0, kThinRowsAtMost * width * sizeof *thin_q);
-      for (int32_t r = 0; r < rows->rows; ++r) thin_query(q_row(seq, r), p.dim, thin_q + r * width);
+      for (int32_t r = 0; r < rows->rows; ++r) thin_query(q_rows[r], p.dim, thin_q + r * width);
     }
-    for (int32_t r = 0; !thin && r < rows->rows; ++r) prefetch_row(q_row(seq, r), p.dim);
-    for (int32_t first = 0; !thin && first < rows->rows; first += W) {
-      const int32_t n = min_i32(W, rows->rows - first);
-      pack_panel<T, In>([&](int64_t r) { return q_row(seq, first + static_cast<int32_t>(r)); }, n, p.dim,
-                        q + first * depth, n <= L ? L : W);
-    }
-    const int32_t padded = (rows->rows + W - 1) / W * W;
-    for (int32_t r = 0; r < padded; ++r) {
+    // The other rows are fetched over the first panel's products.
+    for (int32_t r = 0; !thin && !rows_near && r < min_i32(W, rows->rows); ++r) prefetch_row(q_rows[r], p.dim);
+    clear();
+    if (thin) clear_sums();
+  }
+
+  void clear() {
+    for (int32_t r = 0; r < panels() * W; ++r) {
       m[r] = -kInfinity<A>;
       l[r] = 0;
     }
-    std::memset(o, 0, padded * columns * sizeof(A));
+    summed = 0;
+  }
+
+  // Of panels that have seen no key.
+  void clear_sums() {
+    for (int64_t i = 0; i < panels(); ++i) {
+      if (!(summed >> i & 1)) std::memset(o + i * W * columns, 0, W * columns * sizeof(A));
+    }
+    summed = ~0u;
+  }
+
+  void pack_queries(int32_t first) {
+    const int32_t n = min_i32(W, rows->rows - first);
+    pack_panel<T, In>([&](int64_t r) { return q_rows[first + r]; }, n, p.dim, q + first * depth, n <= L ? L : W);
   }
 
   // Scores of keys [a, b) of the tile into `to`, and their maximum. Only a cut run is masked.
@@ -123,8 +144,10 @@ template <class In> struct ForwardItem {
     scores<NV>(first, cut_b, b, false, reach, kt, mod, s + (cut_b - a) * NV * L, top);
     softmax_panel<T, NV>(s, b - a, top, m + first, l + first, alpha, weights);
     place_values(seq, keys.masked());
-    values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, b - a, alpha, o + first * columns,
-                       columns);
+    const uint32_t bit = 1u << first / W;
+    values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, b - a, summed & bit ? alpha : nullptr,
+                       o + first * columns, columns);
+    summed |= bit;
   }
 
   // The rows that were listed as the next tile's are this one's now, and those of the tile after it are listed. Past
@@ -217,6 +240,8 @@ template <class In> struct ForwardItem {
       return;
     }
     bool placed = values_placed = false;
+    // Has fetching of what comes after the tile begun?
+    bool fetched = !first_tile || panels() == 1 || (rows_near && keys_near);
     RowOperand<T, In> kt{};
     fetch_ahead(seq);
     for (int32_t first = 0; first < rows->rows; first += W) {
@@ -224,41 +249,54 @@ template <class In> struct ForwardItem {
       const PanelReach reach = panel_reach(*rows, first, last);
       // Values are paired from the tile's start.
       const PanelKeys keys = panel_keys(*tile, *rows, first, last, reach, mod, kPairRows<T>);
-      if (keys.a >= keys.b || (mod.segment && !segments_meet(*rows, first, last, segment, keys.a, keys.b))) continue;
-      if (!placed) {
-        kt.place(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
-        placed = true;
+      const bool sees =
+          keys.a < keys.b && !(mod.segment && !segments_meet(*rows, first, last, segment, keys.a, keys.b));
+      if (first_tile) pack_queries(first);
+      if (sees) {
+        if (!placed) {
+          kt.place(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
+          placed = true;
+        }
+        if (finishes && !next_tile && !writer.streams()) {
+          list_results(seq, first, last);
+          ahead->results.start(results, 0, last - first, p.dim_v, (tile->n + kDotRows - 1) / kDotRows);
+        }
+        if (last - first <= L) panel<1>(seq, first, keys, reach, kt, mod);
+        else panel<2>(seq, first, keys, reach, kt, mod);
+        if (!fetched) fetch_next(seq, first / W + 1);
+        fetched = true;
       }
-      if (last - first <= L) panel<1>(seq, first, keys, reach, kt, mod);
-      else panel<2>(seq, first, keys, reach, kt, mod);
-      if (first_tile && panels() > 1) fetch_next(seq, first / W + 1);
-      first_tile = false;
+      if (finishes && !next_tile) finish(seq, first, last);
     }
+    first_tile = false;
   }
 
   int64_t panels() const { return (rows->rows + W - 1) / W; }
 
   // Spreads fetching over the products of a tile: of the tile after it. Nobody has fetched the first one, so that one
-  // is fetched over its own first panel, if there are more, its first rows at once.
+  // is fetched over its own first panel, if there are more, its first rows at once, and the item's other rows too.
   void fetch_ahead(const Sequence& seq) {
-    ahead->rows = ahead->next = 0;
-    if (first_tile) {
+    ahead->stop();
+    if (first_tile && !rows_near && panels() > 1) {
+      ahead->queries.start(q_rows, W, rows->rows, p.dim, tile->n / kDotRows > 1 ? tile->n / kDotRows : 1);
+    }
+    if (first_tile && !keys_near) {
       const TokenRows<In> keys = tile->rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim),
                           values = tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v);
       const int32_t at_once = panels() > 1 ? min_i32(tile->n, 3 * kDotRows) : tile->n;
       for (int32_t i = 0; i < at_once; ++i) keys.template fetch<2>(i);
       for (int32_t i = 0; i < at_once; ++i) values.template fetch<2>(i);
-      if (panels() > 1) return ahead->start(keys, values, at_once, (tile->n - at_once + kDotRows - 1) / kDotRows);
+      if (panels() > 1) ahead->start(keys, values, at_once, (tile->n - at_once + kDotRows - 1) / kDotRows);
     }
-    fetch_next(seq, 0);
+    if (!first_tile || panels() == 1 || (rows_near && keys_near)) fetch_next(seq, 0);
   }
 
-  // Fetches the next tile over the products of panels from `panel` on.
+  // Fetches the next tile over the products of panels from `panel` on, or the next item's rows.
   void fetch_next(const Sequence& seq, int64_t panel) {
-    if (!next_tile) return;
+    const int64_t steps = (panels() - panel) * ((tile->n + kDotRows - 1) / kDotRows);
+    if (!next_tile) return ahead->queries.start(next_rows, 0, next_count, p.dim, steps);
     ahead->start(next_tile->rows(key_base<In>(p, p.k, seq, rows->group.head_kv), p.k, p.dim),
-                 next_tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), 0,
-                 (panels() - panel) * ((tile->n + kDotRows - 1) / kDotRows));
+                 next_tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), 0, steps);
   }
 
   bool gated_off(const Sequence& seq) const {
@@ -275,8 +313,11 @@ template <class In> struct ForwardItem {
                           (seq.q_token + rows->query_of(r)) * p.head_gate.token];
   }
 
-  void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi) {
-    load_queries(seq);
+  // Sums over keys [k_lo, k_hi); with `writes` also puts out and lse where they belong.
+  void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi, bool writes) {
+    list_query_rows(*rows, seq, p.q, q_rows);
+    load_queries();
+    finishes = writes && !thin;
     for_each_key_tile_ahead(p, rows->group, k_lo, k_hi, tile_keys(p.dim, p.dim_v), tiles,
                             [&](KeyTile& now, KeyTile* next) {
                               tile = &now;
@@ -284,126 +325,49 @@ template <class In> struct ForwardItem {
                               key_tile(seq);
                             });
     if (thin) thin_order<In>(o, columns, rows->rows, p.dim_v);
+    if (writes && (thin || !tile)) finish(seq);  // else every panel is finished in the last tile
   }
 
-  // Writes out and lse of the item's rows from accumulators o, m, l.
   void finish(const Sequence& seq) {
-    for (int32_t r = 0; r < rows->rows; ++r) {
-      const int32_t head = rows->head_of(r);
-      const int64_t token = seq.q_token + rows->query_of(r);
-      A factor, lse;
-      finish_row(m[r], l[r], p.sink_logits ? static_cast<A>(p.sink_logits[head] * kLog2e) : -kInfinity<A>, factor, lse);
-      if (p.head_gate.data) factor *= gate(seq, r);
-      static_cast<A*>(p.lse)[(seq.batch * p.heads + head) * p.tq + token] = lse;
-      In* out = static_cast<In*>(p.out.data) + seq.batch * p.out.batch + head * p.out.head + token * p.out.token;
-      store_row(o + r * columns, factor, out, p.dim_v);
+    for (int32_t first = 0; first < rows->rows; first += W) finish(seq, first, min_i32(first + W, rows->rows));
+  }
+
+  // Writes out and lse of a panel's rows from accumulators o, m, l.
+  void finish(const Sequence& seq, int32_t first, int32_t last) {
+    A factor[W], lse[W], sink[W];
+    if (p.sink_logits) {
+      for (int32_t i = 0; i < W; ++i) sink[i] = -kInfinity<A>;
+      rows->for_rows(first, last, [&](int32_t r, int32_t head, int32_t) {
+        sink[r - first] = static_cast<A>(p.sink_logits[head] * kLog2e);
+      });
     }
+    finish_rows(m + first, l + first, p.sink_logits ? sink : nullptr, W, factor, lse);
+    for (int32_t r = first; p.head_gate.data && r < last; ++r) factor[r - first] *= gate(seq, r);
+    const bool some = summed >> first / W & 1;
+    list_results(seq, first, last);
+    for (int32_t r = first; r < last; ++r) {
+      In* to = writer.streams() ? result_block + (r - first) * p.dim_v : results[r - first];
+      if (some) store_row(o + r * columns, factor[r - first], to, p.dim_v);
+      else std::memset(static_cast<void*>(to), 0, p.dim_v * sizeof(In));
+    }
+    for (int32_t i = 0; writer.streams() && i < last - first; ++i) writer.write(result_block + i * p.dim_v, results[i]);
+    rows->for_rows(first, last, [&](int32_t r, int32_t head, int32_t query) {
+      const int64_t token = seq.q_token + query;
+      static_cast<A*>(p.lse)[(seq.batch * p.heads + head) * p.tq + token] = lse[r - first];
+    });
+  }
+
+  void list_results(const Sequence& seq, int32_t first, int32_t last) {
+    rows->for_rows(first, last, [&](int32_t r, int32_t head, int32_t query) {
+      results[r - first] = static_cast<In*>(p.out.data) + seq.batch * p.out.batch + head * p.out.head +
+                           (seq.q_token + query) * p.out.token;
+    });
   }
 
   void finish_gated_off(const Sequence& seq) {
-    for (int32_t r = 0; r < rows->rows; ++r) {
-      m[r] = -kInfinity<A>;
-      l[r] = 0;
-    }
-    std::memset(o, 0, rows->rows * columns * sizeof(A));
+    clear();
     finish(seq);
   }
 };
-
-template <class In> struct ForwardCall {
-  using Item = ForwardItem<In>;
-  using A = typename Item::A;
-  const AttendParams& p;
-  const RowItems items;
-  int64_t scratch_bytes, partial_size;
-  A* partial = nullptr;  // [items][kMaxRows][columns + 2]: o, m, l of every split
-
-  explicit ForwardCall(const AttendParams& params) : p(params), items(params, true) {
-    Carve c{nullptr};
-    Item probe(p, c);
-    scratch_bytes = c.used;
-    partial_size = items.splits > 1 ? items.rows_at_most() * (probe.columns + 2) : 0;
-    if (items.splits > 1) partial = new A[items.count() * partial_size];
-  }
-  ~ForwardCall() { delete[] partial; }
-
-  void run_item(int64_t index) const {
-    Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
-    Item item(p, c);
-    Sequence seq;
-    int64_t split;
-    if (!items.open(index, *item.rows, seq, split)) return;
-    if (item.gated_off(seq)) {
-      if (split == 0) item.finish_gated_off(seq);
-      return;
-    }
-    const int64_t k_lo = split * kSplitKeys, k_hi = k_lo + kSplitKeys;
-    const bool last = split + 1 == items.splits || k_hi > seq.keys;
-    item.attend(seq, clamp_position(k_lo), last ? seq.keys : clamp_position(k_hi));
-    if (items.splits == 1) return item.finish(seq);
-    A* to = partial + index * partial_size;
-    const int64_t n = item.rows->rows;
-    std::memcpy(to, item.o, n * item.columns * sizeof(A));
-    std::memcpy(to + n * item.columns, item.m, n * sizeof(A));
-    std::memcpy(to + n * (item.columns + 1), item.l, n * sizeof(A));
-  }
-
-  // Adds the splits of one row block in order and finishes it. `index` counts row blocks.
-  void merge_item(int64_t index) const {
-    Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
-    Item item(p, c);
-    Sequence seq;
-    int64_t split;
-    if (!items.open(index * items.splits, *item.rows, seq, split) || item.gated_off(seq)) return;
-    const int64_t n = item.rows->rows, columns = item.columns;
-    for (int64_t r = 0; r < n; ++r) {
-      A top = -kInfinity<A>;
-      for (int64_t i = 0; i < items.splits; ++i) {
-        const A m = partial[(index * items.splits + i) * partial_size + n * columns + r];
-        if (m > top) top = m;
-      }
-      A* row = item.o + r * columns;
-      std::memset(row, 0, columns * sizeof(A));
-      A sum = 0;
-      for (int64_t i = 0; i < items.splits; ++i) {
-        const A* from = partial + (index * items.splits + i) * partial_size;
-        const A m = from[n * columns + r], l = from[n * (columns + 1) + r];
-        if (l == 0) continue;
-        const A weight = std::exp2(m - top);
-        sum += weight * l;
-        for (int64_t x = 0; x < columns; ++x) row[x] += weight * from[r * columns + x];
-      }
-      item.m[r] = top;
-      item.l[r] = sum;
-    }
-    item.finish(seq);
-  }
-
-  // Waking the other threads costs about as much as a quarter of a million multiply-adds: less isn't shared out.
-  bool worth_sharing() const {
-    const double products = static_cast<double>(p.batch) * p.heads * p.tq * p.tk * (p.dim + p.dim_v);
-    return products > 262144;
-  }
-
-  void run() const {
-    if (items.splits == 1 && !worth_sharing()) {
-      for (int64_t i = 0; i < items.count(); ++i) run_item(i);
-      return;
-    }
-    auto run = [this](int64_t i, int) { run_item(i); };
-    if (items.splits == 1) return parallel_items(items.count(), run);
-    parallel_runs(items.count(), run);  // splits of a sequence one after the other
-    parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
-  }
-};
-
-inline void attend_forward(const AttendParams& p) {
-  switch (p.dtype) {
-    case DType::f32: return ForwardCall<float>(p).run();
-    case DType::f64: return ForwardCall<double>(p).run();
-    case DType::bf16: return ForwardCall<bf16>(p).run();
-    case DType::f16: return ForwardCall<f16>(p).run();
-  }
-}
 
 ATTN_NAMESPACE_END

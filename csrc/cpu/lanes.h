@@ -213,7 +213,7 @@ template <class T, class V> ATTN_INLINE void stream_as(T* to, V x) {
 // Where a work item puts its result rows: straight to memory, or by way of a scratch row and streaming stores.
 template <class T> class RowWriter {
  public:
-  // `scratch`: a row of n elements, used if `stream`.
+  // `scratch`: a row of n elements, used if `stream`; none for those who use write alone.
   RowWriter(bool stream, T* scratch, int64_t n) : stream_(stream), scratch_(scratch), n_(n) {}
   ~RowWriter() {
 #if defined(__x86_64__)
@@ -222,6 +222,8 @@ template <class T> class RowWriter {
   }
   RowWriter(const RowWriter&) = delete;
   RowWriter& operator=(const RowWriter&) = delete;
+
+  bool streams() const { return stream_; }
 
   // Where to compute the row that goes to `out`.
   T* row(T* out) const { return stream_ ? scratch_ : out; }

@@ -83,15 +83,14 @@ ATTN_INLINE void dot_block(const T* a, int64_t lda, int64_t depth, const T* b, A
   }
 }
 
-// Calls f(integral_constant<rows at once>, first row) for blocks of rows, the largest that fit first.
+// Calls f(integral_constant<rows at once>, first row) for blocks of rows, the largest that fit first; but the last 16
+// as two of 8, since 4 rows have too few sums under way to keep the multiply-adds busy.
 template <class F> ATTN_INLINE void for_row_blocks(int64_t rows, F&& f) {
   int64_t n = 0;
-  for (; n + kDotRows <= rows; n += kDotRows) f(std::integral_constant<int, kDotRows>{}, n);
+  for (; n + kDotRows <= rows && (kDotRows < 12 || rows - n != 16); n += kDotRows)
+    f(std::integral_constant<int, kDotRows>{}, n);
   if constexpr (kDotRows > 8) {
-    if (n + 8 <= rows) {
-      f(std::integral_constant<int, 8>{}, n);
-      n += 8;
-    }
+    for (; n + 8 <= rows; n += 8) f(std::integral_constant<int, 8>{}, n);
   }
   for (; n + 4 <= rows; n += 4) f(std::integral_constant<int, 4>{}, n);
   if (n + 2 <= rows) {
@@ -188,9 +187,10 @@ ATTN_INLINE void for_acc_blocks(const T* p, int64_t width, int64_t rows, int64_t
 }
 
 // O [width][columns] += P^T B (for_acc_blocks). Without alpha, O is written and what it held doesn't count.
-template <class T>
+// `between` is called after every block.
+template <class T, class F = NothingBetween>
 inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
-                      const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo) {
+                      const Acc<T>* alpha, Acc<T>* __restrict o, int64_t ldo, F&& between = {}) {
   const auto store_block = [&](auto& acc, int64_t r0, int64_t column) __attribute__((always_inline)) {
     constexpr int L = kLanes<T>, R = kAccBlock<T>, V = std::extent_v<std::remove_reference_t<decltype(acc)>, 1>;
     // The tile is summed on its own and then added: the running sum sees one rounding a tile, not one a key.
@@ -202,6 +202,7 @@ inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, co
         store(at, alpha ? load(at) * alpha[r0 + r] + acc[r][v] : acc[r][v]);
       }
     }
+    between();
   };
   for_acc_blocks<T>(p, width, rows, depth, b, ldb, columns, store_block);
 }
@@ -222,35 +223,36 @@ ATTN_INLINE void rows_block(const T* a, int64_t lda, int64_t depth, const T* b, 
   }
 }
 
-template <class T, int NV, bool Add>
+template <class T, int NV, bool Add, class F>
 inline void rows_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, Acc<T>* o,
-                       int64_t ldo) {
+                       int64_t ldo, F&& between) {
   for_row_blocks(rows, [&](auto at_once, int64_t n) __attribute__((always_inline)) {
     rows_block<T, at_once, NV, Add>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
+    between();
   });
 }
 
-template <class T, bool Add>
+template <class T, bool Add, class F>
 inline void rows_product(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
-                         Acc<T>* o, int64_t ldo) {
+                         Acc<T>* o, int64_t ldo, F&& between) {
   constexpr int L = kLanes<T>;
   int64_t x = 0;
-  for (; x + 2 * L <= columns; x += 2 * L) rows_strip<T, 2, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
-  if (x < columns) rows_strip<T, 1, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo);
+  for (; x + 2 * L <= columns; x += 2 * L) rows_strip<T, 2, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo, between);
+  if (x < columns) rows_strip<T, 1, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo, between);
 }
 
 // O [rows][columns] += A B. `columns` is a multiple of the vector length; lda, depth and ldb count T.
 template <class T>
 inline void add_rows(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
                      Acc<T>* o, int64_t ldo) {
-  rows_product<T, true>(a, lda, rows, depth, b, ldb, columns, o, ldo);
+  rows_product<T, true>(a, lda, rows, depth, b, ldb, columns, o, ldo, NothingBetween{});
 }
 
-// O = A B: what it held doesn't count.
-template <class T>
+// O = A B: what it held doesn't count. `between` is called after every block.
+template <class T, class F = NothingBetween>
 inline void multiply_rows(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb,
-                          int64_t columns, Acc<T>* o, int64_t ldo) {
-  rows_product<T, false>(a, lda, rows, depth, b, ldb, columns, o, ldo);
+                          int64_t columns, Acc<T>* o, int64_t ldo, F&& between = {}) {
+  rows_product<T, false>(a, lda, rows, depth, b, ldb, columns, o, ldo, between);
 }
 
 ATTN_NAMESPACE_END

@@ -257,7 +257,7 @@ template <class In> class PanelForward {
       return;
     }
     A lse[W];
-    finish_rows(z.m + row, z.l + row, factors, lse);
+    finish_rows(z.m + row, z.l + row, static_cast<const A*>(nullptr), W, factors, lse);
     const int64_t at = (sequence * p_.heads + head) * p_.queries + panel * W;
     std::memcpy(static_cast<A*>(p_.lse) + at, lse, cut_.rows(panel) * sizeof(A));
   }
@@ -301,16 +301,6 @@ template <class In> class PanelForward {
   void write_part(const A* block, int64_t width, int64_t rows, int64_t columns, In* out) const {
     for (int64_t r = 0; r < rows && r < kAccBlock<T>; ++r, out += p_.dim_v, block += width) {
       scale_row<In>(out, A{1}, block, columns < width ? columns : width);
-    }
-  }
-
-  // Of a panel of rows: the factor of the weighted sum and the log-sum-exp. Rows without keys give 0 and -inf.
-  static void finish_rows(const A* m, const A* l, A* factors, A* lse) {
-    for (int64_t r = 0; r < W; r += L) {
-      const vec<A> top = load(m + r), sum = load(l + r), least = splat(-kInf<A>);
-      const auto empty = (top == least) & (sum == 0);
-      store(factors + r, empty ? vec<A>{} : 1 / (empty ? vec<A>{} + 1 : sum));
-      store(lse + r, empty ? least : (top + log2v(sum)) * static_cast<A>(kLn2));
     }
   }
 

@@ -10,17 +10,34 @@ ATTN_NAMESPACE_BEGIN
 // Rows of an item at most. 128 rows reuse a packed key tile often enough that packing is a few percent.
 constexpr int kMaxRows = 128;
 
-struct RowBlock {
-  RowGroup group;                                                    // group.head is the first head
-  int32_t heads;                                                     // heads flattened into the item
-  int32_t tile_rows;                                                 // rows a head
-  int32_t rows;                                                      // heads * tile_rows
-  int32_t lo[kMaxRows + 64], hi[kMaxRows + 64], cap[kMaxRows + 64];  // RowWindow by lane; 64 lanes of slack to pad
-  int32_t segment[kMaxRows + 64];
-  int32_t block_row[kMaxRows + 64];  // row inside the layout's block
+// Which rows those are.
+struct RowSpan {
+  RowGroup group;     // group.head is the first head
+  int32_t heads;      // heads flattened into the item
+  int32_t tile_rows;  // rows a head
+  int32_t rows;       // heads * tile_rows
 
   int32_t head_of(int32_t r) const { return static_cast<int32_t>(group.head) + r / tile_rows; }
   int32_t query_of(int32_t r) const { return group.q_begin + r % tile_rows; }
+
+  // f(row, head, query) for rows [first, last), without a division for each.
+  template <class F> ATTN_INLINE void for_rows(int32_t first, int32_t last, F&& f) const {
+    int32_t head = static_cast<int32_t>(group.head) + first / tile_rows, i = first % tile_rows;
+    for (int32_t r = first; r < last; ++r) {
+      f(r, head, group.q_begin + i);
+      if (++i == tile_rows) {
+        i = 0;
+        ++head;
+      }
+    }
+  }
+};
+
+struct RowBlock : RowSpan {
+  int32_t lo[kMaxRows + 64], hi[kMaxRows + 64], cap[kMaxRows + 64];  // RowWindow by lane; 64 lanes of slack to pad
+  int32_t segment[kMaxRows + 64];
+  int32_t block_row[kMaxRows + 64];  // row inside the layout's block
+  bool unbounded;                    // every row sees all keys, as far as its window and segment tell
 };
 
 // Fills the per-row arrays. `segments` is null or the ids of the item's sequence (strided).
@@ -28,14 +45,24 @@ inline void fill_rows(const AttendParams& p, RowBlock& b, const int32_t* segment
   const RowGroup& g = b.group;
   const int32_t block_begin =
       p.schedule == ScheduleKind::layout ? static_cast<int32_t>(g.block_row * p.layout.block_q) : 0;
-  for (int32_t r = 0; r < b.rows; ++r) {
-    const int32_t i = b.query_of(r);
-    const RowWindow w = row_window(p.rule, row_position(p, g.queries, g.keys, i));
-    b.lo[r] = w.lo;
-    b.hi[r] = w.hi;
-    b.cap[r] = w.cap;
-    b.segment[r] = segments ? segments[i * segment_stride] : 0;
-    b.block_row[r] = i - block_begin;
+  b.unbounded = !p.rule.causal && p.rule.left < 0 && p.rule.left != kEmptyWindow && p.rule.right < 0 && !segments;
+  b.for_rows(0, b.rows, [&](int32_t r, int32_t, int32_t i) { b.block_row[r] = i - block_begin; });
+  if (b.unbounded) {
+    const RowWindow w = row_window(p.rule, 0);  // position doesn't matter
+    for (int32_t r = 0; r < b.rows; ++r) {
+      b.lo[r] = w.lo;
+      b.hi[r] = w.hi;
+      b.cap[r] = w.cap;
+      b.segment[r] = 0;
+    }
+  } else {
+    b.for_rows(0, b.rows, [&](int32_t r, int32_t, int32_t i) {
+      const RowWindow w = row_window(p.rule, row_position(p, g.queries, g.keys, i));
+      b.lo[r] = w.lo;
+      b.hi[r] = w.hi;
+      b.cap[r] = w.cap;
+      b.segment[r] = segments ? segments[i * segment_stride] : 0;
+    });
   }
   for (int32_t r = b.rows; r < b.rows + 64; ++r) {  // padding lanes see nothing
     b.lo[r] = kUnbounded;
@@ -53,7 +80,7 @@ struct PanelReach {
 
 inline PanelReach panel_reach(const RowBlock& b, int32_t first, int32_t last) {
   PanelReach r{b.lo[first], b.lo[first], b.hi[first], b.hi[first], b.cap[first], b.cap[first], b.segment[first], true};
-  for (int32_t i = first + 1; i < last; ++i) {
+  for (int32_t i = first + 1; i < last && !b.unbounded; ++i) {
     r.min_lo = min_i32(r.min_lo, b.lo[i]);
     r.max_lo = max_i32(r.max_lo, b.lo[i]);
     r.min_hi = min_i32(r.min_hi, b.hi[i]);

@@ -6,14 +6,32 @@
 
 ATTN_NAMESPACE_BEGIN
 
+// Addresses of the rows of `x` (as q) that a span takes.
+template <class In>
+inline void list_query_rows(const RowSpan& rows, const Sequence& seq, const View4& x, const In** at) {
+  const RowGroup& g = rows.group;
+  const In* head =
+      static_cast<const In*>(x.data) + seq.batch * x.batch + g.head * x.head + (seq.q_token + g.q_begin) * x.token;
+  for (int32_t h = 0; h < rows.heads; ++h, head += x.head) {
+    for (int32_t i = 0; i < rows.tile_rows; ++i) *at++ = head + i * x.token;
+  }
+}
+
 // Row tile `t` of heads [head, head + heads) of a sequence; false if it is empty.
-inline bool open_rows(const AttendParams& p, const RowTiling& tiling, const Sequence& seq, int64_t head, int64_t heads,
-                      int64_t t, RowBlock& b) {
+inline bool open_span(const AttendParams& p, const RowTiling& tiling, const Sequence& seq, int64_t head, int64_t heads,
+                      int64_t t, RowSpan& b) {
   const RowGroup& g = b.group;
   if (!open_row_group(p, seq, tiling, t, head, b.group)) return false;
   b.heads = static_cast<int32_t>(heads);
   b.tile_rows = g.q_end - g.q_begin;
   b.rows = b.heads * b.tile_rows;
+  return true;
+}
+
+// The same, and what every row sees.
+inline bool open_rows(const AttendParams& p, const RowTiling& tiling, const Sequence& seq, int64_t head, int64_t heads,
+                      int64_t t, RowBlock& b) {
+  if (!open_span(p, tiling, seq, head, heads, t, b)) return false;
   const int32_t* segments = p.segment_q.data;
   if (segments) segments += seq.batch * p.segment_q.batch + seq.q_token * p.segment_q.token;
   fill_rows(p, b, segments, p.segment_q.token);
@@ -54,9 +72,37 @@ struct RowItems {
     return row_tile_count(row_tiling(p, s.queries, s.keys, tile), s.queries);
   }
 
-  // Fills `b` with the rows of an item; false if it has none. Later tiles come first: with a causal mask they are the
-  // longest, and the queue ends with short ones.
+  // Fills `b` with the rows of an item; false if it has none.
   bool open(int64_t item, RowBlock& b, Sequence& seq, int64_t& split) const {
+    return at(item, seq, split, [&](const RowTiling& tiling, int64_t head, int64_t t) {
+      return open_rows(p, tiling, seq, head, heads, t, b);
+    });
+  }
+  // Only which rows they are.
+  bool peek(int64_t item, RowSpan& b, Sequence& seq) const {
+    int64_t split;
+    return at(item, seq, split, [&](const RowTiling& tiling, int64_t head, int64_t t) {
+      return open_span(p, tiling, seq, head, heads, t, b);
+    });
+  }
+
+  // Do the rows of an item look at so few keys that those of consecutive items stay in a core's cache? Then what takes
+  // time beside the products is to fetch the rows themselves. `by_window`: where a window moves along, too.
+  bool few_keys(int64_t element_bytes, bool by_window) const {
+    constexpr int64_t kNear = 256 << 10;  // bytes
+    int64_t keys = p.tk;
+    if (by_window && p.schedule == ScheduleKind::range && p.rule.left >= 0 && (p.rule.causal || p.rule.right >= 0)) {
+      const int64_t reach = int64_t{clamp_position(p.rule.left)} + clamp_position(p.rule.sink) +
+                            (p.rule.right < 0 ? 0 : clamp_position(p.rule.right)) + kMaxRows;
+      if (reach < keys) keys = reach;
+    }
+    return !p.cu_q && splits == 1 && keys * (p.dim + p.dim_v) * element_bytes <= kNear;
+  }
+
+ private:
+  // f(tiling, head, row tile) of an item. Later tiles come first: with a causal mask they are the longest, and the
+  // queue ends with short ones.
+  template <class F> bool at(int64_t item, Sequence& seq, int64_t& split, F&& f) const {
     int64_t which, part;
     index.locate(item, which, part);
     seq = sequence(p, which);
@@ -64,7 +110,7 @@ struct RowItems {
     part /= splits;
     const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, tile);
     const int64_t tiles = row_tile_count(tiling, seq.queries);
-    return open_rows(p, tiling, seq, part / tiles * heads, heads, tiles - 1 - part % tiles, b);
+    return f(tiling, part / tiles * heads, tiles - 1 - part % tiles);
   }
 };
 

@@ -51,4 +51,24 @@ inline void softmax_panel(Acc<T>* s, int n, const vec<Acc<T>>* top, Acc<T>* m, A
   for (int v = 0; v < NV; ++v) store(l + v * L, load(l + v * L) * load(alpha + v * L) + sum[v]);
 }
 
+// finish_row (attn/softmax.h) for n rows, rounded up to whole vectors. `sink` may be null: none has one.
+template <class A> inline void finish_rows(const A* m, const A* l, const A* sink, int64_t n, A* factor, A* lse) {
+  constexpr int L = Lanes<A>::n;
+  const vec<A> least = splat(-static_cast<A>(__builtin_inff()));
+  for (int64_t r = 0; r < n; r += L) {
+    vec<A> top = load(m + r), sum = load(l + r), scale = vec<A>{} + 1;
+    if (sink) {
+      const vec<A> given = load(sink + r), logit = given > least ? given : least;
+      top = vmax(logit, top);
+      const vec<A> reference = top == least ? vec<A>{} : top;
+      scale = exp2v(load(m + r) - reference);
+      sum = sum * scale + exp2v(logit - reference);
+    }
+    const auto empty = sum == 0;
+    const vec<A> some = empty ? vec<A>{} + 1 : sum;  // at least 1: the largest weight is
+    store(factor + r, empty ? vec<A>{} : scale / some);
+    store(lse + r, empty ? least : top * static_cast<A>(kLn2) + log2v(some) * static_cast<A>(kLn2));
+  }
+}
+
 ATTN_NAMESPACE_END

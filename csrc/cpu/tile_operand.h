@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/pack.h"
+#include "cpu/row_fetch.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -41,11 +42,12 @@ template <class In> struct TokenRows {
 // Rows fetched ahead while a scattered tile is packed: a memory access (100 ns) against about 10 ns a row.
 constexpr int64_t kPrefetchRows = 12;
 
-// The keys and values of the tile after the one that is worked on: fetched into L2 a few rows at a time, spread over
-// the products of this one.
+// What is needed after the tile that is worked on (keys and values, rows of queries) and where its results go: fetched
+// into L2 a few rows at a time, spread over the products of this one.
 template <class In> struct FetchAhead {
   TokenRows<In> k, v;
   int64_t next = 0, rows = 0, step = 0;  // rows [next, rows) are left, `step` at a time
+  RowFetch<In> queries, results;
 
   // Rows from `first` on, in about `steps` steps.
   void start(const TokenRows<In>& keys, const TokenRows<In>& values, int64_t first, int64_t steps) {
@@ -55,6 +57,11 @@ template <class In> struct FetchAhead {
     rows = keys.n;
     step = steps > 0 ? (rows - first + steps - 1) / steps : 0;
   }
+  void stop() {
+    next = rows = step = 0;
+    queries.stop();
+    results.stop();
+  }
 
   ATTN_INLINE void operator()() {
     const int64_t end = next + step < rows ? next + step : rows;
@@ -62,6 +69,8 @@ template <class In> struct FetchAhead {
       k.template fetch<2>(next);
       v.template fetch<2>(next);
     }
+    queries();
+    results();
   }
 };
 

@@ -125,6 +125,8 @@ def _with_bias(
 
 def _repeat_heads(x: Tensor, heads: int) -> Tensor:
     """Each head several times, one after another; x itself where it has them."""
+    if x.shape[1] == heads:
+        return x
     return x.unsqueeze(2).expand(-1, -1, heads // x.shape[1], -1, -1).flatten(1, 2)
 
 

@@ -1,0 +1,137 @@
+// A call of attention forward: its row blocks as items of a queue, and the merge of those whose keys are split.
+#pragma once
+
+#include "attn/parallel.h"
+#include "cpu/attend_forward.h"
+
+ATTN_NAMESPACE_BEGIN
+
+template <class In> struct ForwardCall {
+  using Item = ForwardItem<In>;
+  using A = typename Item::A;
+  const AttendParams& p;
+  const RowItems items;
+  const bool in_runs;        // a thread takes items that follow each other
+  const bool all_keys_near;  // and all keys of a head stay in its cache
+  int64_t scratch_bytes, partial_size;
+  A* partial = nullptr;  // [items][kMaxRows][columns + 2]: o, m, l of every split
+  // What the last item of a worker has fetched for another.
+  struct alignas(64) Followed {
+    int64_t next = -1;
+    bool same_keys = false;
+  };
+  Followed* followed = nullptr;
+
+  explicit ForwardCall(const AttendParams& params)
+      : p(params), items(params, true),
+        in_runs(items.count() > 1 && items.rows_at_most() > kThinRowsAtMost && items.few_keys(sizeof(In), true)),
+        all_keys_near(items.few_keys(sizeof(In), false)) {
+    Carve c{nullptr};
+    Item probe(p, c);
+    scratch_bytes = c.used;
+    partial_size = items.splits > 1 ? items.rows_at_most() * (probe.columns + 2) : 0;
+    if (items.splits > 1) partial = new A[items.count() * partial_size];
+    if (in_runs) followed = new Followed[parallel_threads()];
+  }
+  ~ForwardCall() {
+    delete[] partial;
+    delete[] followed;
+  }
+
+  // What the worker's last item has fetched for this one, and what this one fetches for the next.
+  void look_ahead(int64_t index, const Sequence& seq, Item& item, Followed& last) const {
+    item.rows_near = last.next == index;
+    item.keys_near = item.rows_near && last.same_keys;
+    last.next = -1;
+    RowSpan next;
+    Sequence next_seq;
+    if (index + 1 == items.count() || !items.peek(index + 1, next, next_seq)) return;
+    list_query_rows(next, next_seq, p.q, item.next_rows);
+    item.next_count = next.rows;
+    last.next = index + 1;
+    last.same_keys = all_keys_near && next.group.batch == seq.batch && next.group.head_kv == item.rows->group.head_kv;
+  }
+
+  void run_item(int64_t index, int worker) const {
+    Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
+    Item item(p, c);
+    Sequence seq;
+    int64_t split;
+    if (!items.open(index, *item.rows, seq, split)) return;
+    if (item.gated_off(seq)) {
+      if (split == 0) item.finish_gated_off(seq);
+      return;
+    }
+    if (in_runs) look_ahead(index, seq, item, followed[worker]);
+    const int64_t k_lo = split * kSplitKeys, k_hi = k_lo + kSplitKeys;
+    const bool last = split + 1 == items.splits || k_hi > seq.keys;
+    item.attend(seq, clamp_position(k_lo), last ? seq.keys : clamp_position(k_hi), items.splits == 1);
+    if (items.splits == 1) return;
+    item.clear_sums();
+    A* to = partial + index * partial_size;
+    const int64_t n = item.rows->rows;
+    std::memcpy(to, item.o, n * item.columns * sizeof(A));
+    std::memcpy(to + n * item.columns, item.m, n * sizeof(A));
+    std::memcpy(to + n * (item.columns + 1), item.l, n * sizeof(A));
+  }
+
+  // Adds the splits of one row block in order and finishes it. `index` counts row blocks.
+  void merge_item(int64_t index) const {
+    Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
+    Item item(p, c);
+    Sequence seq;
+    int64_t split;
+    if (!items.open(index * items.splits, *item.rows, seq, split) || item.gated_off(seq)) return;
+    const int64_t n = item.rows->rows, columns = item.columns;
+    item.summed = ~0u;
+    for (int64_t r = 0; r < n; ++r) {
+      A top = -kInfinity<A>;
+      for (int64_t i = 0; i < items.splits; ++i) {
+        const A m = partial[(index * items.splits + i) * partial_size + n * columns + r];
+        if (m > top) top = m;
+      }
+      A* row = item.o + r * columns;
+      std::memset(row, 0, columns * sizeof(A));
+      A sum = 0;
+      for (int64_t i = 0; i < items.splits; ++i) {
+        const A* from = partial + (index * items.splits + i) * partial_size;
+        const A m = from[n * columns + r], l = from[n * (columns + 1) + r];
+        if (l == 0) continue;
+        const A weight = std::exp2(m - top);
+        sum += weight * l;
+        for (int64_t x = 0; x < columns; ++x) row[x] += weight * from[r * columns + x];
+      }
+      item.m[r] = top;
+      item.l[r] = sum;
+    }
+    item.finish(seq);
+  }
+
+  // Waking the other threads costs about as much as a quarter of a million multiply-adds: less isn't shared out.
+  bool worth_sharing() const {
+    const double products = static_cast<double>(p.batch) * p.heads * p.tq * p.tk * (p.dim + p.dim_v);
+    return products > 262144;
+  }
+
+  void run() const {
+    if (items.splits == 1 && !worth_sharing()) {
+      for (int64_t i = 0; i < items.count(); ++i) run_item(i, 0);
+      return;
+    }
+    auto run = [this](int64_t i, int worker) { run_item(i, worker); };
+    if (items.splits == 1) return parallel_items(items.count(), run, in_runs ? Take::run : Take::one);
+    parallel_runs(items.count(), run);  // splits of a sequence one after the other
+    parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
+  }
+};
+
+inline void attend_forward(const AttendParams& p) {
+  switch (p.dtype) {
+    case DType::f32: return ForwardCall<float>(p).run();
+    case DType::f64: return ForwardCall<double>(p).run();
+    case DType::bf16: return ForwardCall<bf16>(p).run();
+    case DType::f16: return ForwardCall<f16>(p).run();
+  }
+}
+
+ATTN_NAMESPACE_END
