@@ -13,14 +13,16 @@ ATTN_NAMESPACE_BEGIN
 // x = n + f; 2^f by a degree-5 polynomial (minimax in relative error, constant term fixed at 1).
 #if ATTN_VBYTES == 64 && defined(__AVX512DQ__)
 // n = floor(x), f in [0, 1): one instruction gives f, another multiplies by 2^floor(x). Error 8.2e-8.
-ATTN_INLINE f32v exp2v(f32v x) {
-  const __m512 v = (__m512)x;
-  const f32v f = (f32v)_mm512_maskz_reduce_ps(0xffff, v, 0x01);
+ATTN_INLINE f32v exp2_fraction(f32v f) {
   f32v r = f * 1.867130072e-03f + 9.017030316e-03f;
   r = r * f + 5.579991311e-02f;
   r = r * f + 2.401644502e-01f;
   r = r * f + 6.931513118e-01f;
-  r = r * f + 1.0f;
+  return r * f + 1.0f;
+}
+ATTN_INLINE f32v exp2v(f32v x) {
+  const __m512 v = (__m512)x;
+  const f32v r = exp2_fraction((f32v)_mm512_maskz_reduce_ps(0xffff, v, 0x01));
   const __mmask16 nonzero = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-127.0f), _CMP_NLE_UQ);  // true for NaN
   return (f32v)_mm512_maskz_scalef_ps(nonzero, (__m512)r, v);
 }

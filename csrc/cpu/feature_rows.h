@@ -36,6 +36,14 @@ ATTN_INLINE f32v reciprocal(f32v x) {
 }
 
 template <class V> ATTN_INLINE V sigmoidv(V x) { return reciprocal(1 + exp_capped(-x)); }
+#if ATTN_VBYTES == 64 && defined(__AVX512DQ__)
+// The same, without what the exponential does for results that are lost in the sum.
+ATTN_INLINE f32v sigmoidv(f32v x) {
+  const __m512 y = _mm512_min_ps(_mm512_set1_ps(126), (__m512)(x * -static_cast<float>(kLog2e)));  // NaN is the second
+  return reciprocal(1 +
+                    (f32v)_mm512_scalef_ps((__m512)exp2_fraction((f32v)_mm512_maskz_reduce_ps(0xffff, y, 0x01)), y));
+}
+#endif
 
 template <class A, class In> ATTN_INLINE vec<A> load_part(const In* p, int64_t n) {
   In copy[Lanes<A>::n] = {};

@@ -15,7 +15,7 @@ namespace scan {
 template <class In, class F>
 __attribute__((noinline)) void sigmoid_rows(const In* const* src, int64_t count, int64_t n, F* dst, int64_t ld) {
   for (int64_t i = 0; i < count; ++i) {
-    prefetch_row(src[i + kRowsAhead], n);
+    prefetch_row<2>(src[i + kRowsAhead], n);
     map_row(src[i], n, dst + i * ld, ld, [](auto x) __attribute__((always_inline)) { return sigmoidv(x); });
   }
 }
@@ -44,7 +44,7 @@ __attribute__((noinline)) inline void sigmoid_rows<bf16, bf16>(const bf16* const
   };
   const int64_t whole = n / step * step;
   for (int64_t i = 0; i < count; ++i) {
-    prefetch_row(src[i + kRowsAhead], n);
+    prefetch_row<2>(src[i + kRowsAhead], n);
     const bf16* from = src[i];
     bf16* to = dst + i * ld;
     for (int64_t x = 0; x < whole; x += step) {
@@ -82,6 +82,17 @@ template <class A> struct DotRows {
     for (int64_t x = 0; x < ld; x += Lanes<A>::n) sum += load(row + x) * load(w + x);
     return sum;
   }
+  // Of N rows.
+  template <int N> ATTN_INLINE void dots(const A* rows, vec<A>* sum) const {
+    ATTN_UNROLL
+    for (int r = 0; r < N; ++r) sum[r] = vec<A>{};
+    for (int64_t x = 0; x < ld; x += Lanes<A>::n) {
+      const vec<A> wx = load(w + x);
+      const A* at = rows + x;
+      ATTN_UNROLL
+      for (int r = 0; r < N; ++r, at += ld) sum[r] += load(at) * wx;
+    }
+  }
 };
 
 #if ATTN_BF16_DOT
@@ -111,6 +122,10 @@ struct DotPairs {
     }
     return sum + rest;
   }
+  template <int N> ATTN_INLINE void dots(const bf16* rows, f32v* sum) const {
+    ATTN_UNROLL
+    for (int r = 0; r < N; ++r) sum[r] = dot(rows + r * ld);
+  }
   static ATTN_INLINE u32v pairs_at(const bf16* p) { return load(reinterpret_cast<const bf16x2*>(p)); }
 };
 #endif
@@ -128,11 +143,31 @@ __attribute__((noinline)) void dot_block_rows(const F* rows, int64_t ld, int64_t
   int64_t i = 0;
   for (; i + L <= n; i += L) {
     vec<A> sum[L];
-    ATTN_UNROLL
-    for (int r = 0; r < L; ++r) sum[r] = with.dot(rows + (i + r) * ld);
+    with.template dots<L>(rows + i * ld, sum);
     store(out + i, neighbour_sums<A, L>(sum));
   }
   for (; i < n; ++i) out[i] = sum_lanes<A>(with.dot(rows + i * ld));
+}
+
+// The same for two vectors, to the last bit.
+template <class F, class A>
+__attribute__((noinline)) void dot_block_rows_twice(const F* rows, int64_t ld, int64_t n, const A* u, const A* w,
+                                                    A* with_u, A* with_w) {
+  constexpr int L = Lanes<A>::n;
+  const typename RowDot<F>::type of_u(u, ld), of_w(w, ld);
+  int64_t i = 0;
+  for (; i + L / 2 <= n; i += L / 2) {
+    vec<A> sum[L];
+    of_u.template dots<L / 2>(rows + i * ld, sum);
+    of_w.template dots<L / 2>(rows + i * ld, sum + L / 2);
+    const vec<A> both = neighbour_sums<A, L>(sum);
+    std::memcpy(with_u + i, &both, L / 2 * sizeof(A));
+    std::memcpy(with_w + i, reinterpret_cast<const A*>(&both) + L / 2, L / 2 * sizeof(A));
+  }
+  for (; i < n; ++i) {
+    with_u[i] = sum_lanes<A>(of_u.dot(rows + i * ld));
+    with_w[i] = sum_lanes<A>(of_w.dot(rows + i * ld));
+  }
 }
 
 // sum += sum_i weight_i rows_i; weight null = 1.

@@ -5,6 +5,7 @@
 
 #include "cpu/flow_rows.h"
 #include "cpu/lanes.h"
+#include "cpu/row_fetch.h"
 
 ATTN_NAMESPACE_BEGIN
 namespace scan {
@@ -170,13 +171,14 @@ template <class In> class FlowForward {
     std::memset(added, 0, 2 * ld_ * sizeof(A));
     for_sinks(w, g, segment, worker, true, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       add_block_rows(rows, ld_, n, static_cast<const A*>(nullptr), added);
-      add_over_flow(w, rows, n, vector(g, kSources), rows_.sink_stat(t, g, 0, first), added + ld_);
+      A* flow = rows_.sink_stat(t, g, 0, first);
+      dot_block_rows(rows, ld_, n, vector(g, kSources), flow);
+      add_over_flow(w, rows, n, vector(g, kSources), flow, added + ld_);
     });
   }
 
-  // flow = rows . against; sum += rows / flow
+  // flow = rows . against, of which the dot product is there; sum += rows / flow
   void add_over_flow(Scratch& w, const F* rows, int64_t n, const A* against, A* flow, A* sum) const {
-    dot_block_rows(rows, ld_, n, against, flow);
     const A rest = rows_.eps_dot(against, ld_);
     for (int64_t i = 0; i < n; ++i) {
       flow[i] += rest;
@@ -187,11 +189,11 @@ template <class In> class FlowForward {
 
   // Flow out of a block of sources, and its conserved flow; sum += sources / flow.
   void flows_of_sources(Scratch& w, const Tokens& t, int64_t g, int64_t first, const F* rows, int64_t n, A* sum) const {
-    add_over_flow(w, rows, n, vector(g, kSinks), rows_.source_stat(t, g, 0, first), sum);
+    A *flow = rows_.source_stat(t, g, 0, first), *conserved = rows_.source_stat(t, g, 1, first);
+    dot_block_rows_twice(rows, ld_, n, vector(g, kSinks), vector(g, kSinkFlows), flow, conserved);
+    add_over_flow(w, rows, n, vector(g, kSinks), flow, sum);
     const double n_sinks = static_cast<double>(rows_.queries(g).count);
     const A factor = p_.source_norm && n_sinks > 0 ? static_cast<A>(rows_.keys(g).count / n_sinks) : A{1};
-    A* conserved = rows_.source_stat(t, g, 1, first);
-    dot_block_rows(rows, ld_, n, vector(g, kSinkFlows), conserved);
     const A rest = rows_.eps_dot(vector(g, kSinkFlows), ld_);
     for (int64_t i = 0; i < n; ++i) conserved[i] = (conserved[i] + rest) * factor;
   }
@@ -240,21 +242,32 @@ template <class In> class FlowForward {
     std::memset(added, 0, state_size_ * sizeof(A));
     if (flows) std::memset(flows, 0, ld_ * sizeof(A));
     double mass = 0;
+    const In* v[2 * kChunk];  // addresses of a block's values, and of those of the next one
+    int64_t listed = segment * rows_.segment;
     for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       A* weight = rows_.source_stat(t, g, 2, first);
       if (flows) flows_of_sources(w, t, g, first, rows, n, flows);
       if (!p_.head_softmax) {
         mass += compete_block(rows_.source_stat(t, g, 1, first), n, rows_.clamp(), reference_[g], weight);
       }
-      const In* v[kChunk + kRowsAhead];
-      rows_.list_values(t, g, first, n, v);
+      const int64_t known = min_count(t.count, first + 2 * kChunk);
+      if (listed == first) {
+        rows_.list_values(t, g, first, first + n, v);
+        for (int64_t i = 0; i < n; ++i) prefetch_row<2>(v[i], p_.dim_v);
+        listed += n;
+      } else {
+        std::memcpy(v, v + kChunk, n * sizeof *v);
+      }
+      rows_.list_values(t, g, listed, known, v + n);
+      listed = known;
+      // Over the product, the values of the next block are fetched.
+      RowFetch<In> values;
+      values.start(v, n, known - first, p_.dim_v, x.update_calls());
       x.update_with(
           rows, ld_, n,
-          [&](int64_t i, int64_t column) __attribute__((always_inline)) {
-            if (column == 0) prefetch_row(v[i + kRowsAhead], p_.dim_v);
-            return weight[i] * row_part<A>(v[i], column, p_.dim_v);
-          },
-          added);
+          [&](int64_t i, int64_t column)
+              __attribute__((always_inline)) { return weight[i] * row_part<A>(v[i], column, p_.dim_v); },
+          added, [&] { values(); });
     });
     mass_[grid_.item(g, segment)] = mass;
   }
@@ -290,9 +303,13 @@ template <class In> class FlowForward {
       if (n_sources > 0) {
         sigmoid_block(conserved, n, static_cast<A>(static_cast<double>(t.count) / n_sources), w.weight);
       }
-      x.apply_state_to(rows, ld_, n);
+      In* results[kChunk];
+      for (int64_t i = 0; i < n; ++i) results[i] = row_at<In>(p_.out, t.batch, rows_.head(g), t.at(first + i));
+      RowFetch<In> outs;
+      if (!stream_) outs.start(results, 0, n, p_.dim_v, x.apply_calls(n));
+      x.apply_state_to(rows, ld_, n, [&] { outs(); });
       for (int64_t i = 0; i < n; ++i) {
-        In* out = row_at<In>(p_.out, t.batch, rows_.head(g), t.at(first + i));
+        In* out = results[i];
         if (n_sources == 0) {
           store_zero_row(out, p_.dim_v);
           continue;

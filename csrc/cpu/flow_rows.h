@@ -127,9 +127,9 @@ template <class In> struct FlowRows {
     map_row(v_row(t, g, i), p.dim_v, to, ld_v, [weight](vec<A> x) { return weight * x; });
   }
 
-  // Addresses of v's rows, as of list_rows.
-  void list_values(const Tokens& t, int64_t g, int64_t first, int64_t n, const In** at) const {
-    list_rows(t, first, n, at, [&](int64_t i) { return v_row(t, g, i); });
+  // Addresses of rows [first, last) of v.
+  void list_values(const Tokens& t, int64_t g, int64_t first, int64_t last, const In** at) const {
+    for (int64_t i = first; i < last; ++i) *at++ = v_row(t, g, i);
   }
 
   // row + eps where there are components, 0 in the padding.

@@ -17,7 +17,7 @@ template <class In> ATTN_INLINE In* row_at(const View4& view, int64_t batch, int
 
 // Rows fetched ahead of their use. In a [B, T, H, D] tensor the rows of a head lie so far apart that hardware fetches
 // none in advance; an access takes 20 to 100 ns, a row about 10 to load.
-constexpr int64_t kRowsAhead = 16;
+constexpr int64_t kRowsAhead = 32;
 
 template <class In> struct LinearRows {
   using T = Operand<In>;

@@ -160,9 +160,9 @@ template <class T> class ScanProduct {
 
   // For sums that are complete before they are used (nothing masked, no scores): state += rows^T c over n rows of
   // features that lie elsewhere, `ld` apart, as A or, where operands are pairs, as bf16, and rows c of which value(i,
-  // x) gives the vector at x ...
-  template <class F, class Value>
-  void update_with(const F* rows, int64_t ld, int64_t n, Value&& value, A* state) {
+  // x) gives the vector at x; `between` is called update_calls() times on the way ...
+  template <class F, class Value, class Between>
+  void update_with(const F* rows, int64_t ld, int64_t n, Value&& value, A* state, Between&& between) {
     const T* columns = nullptr;
     int64_t width = ld;
     T* right = right_ + depth * ld_out;
@@ -183,11 +183,18 @@ template <class T> class ScanProduct {
       }
       columns = rows;
     }
-    acc_panel<T>(columns, width, inner, depth_of<T>(n), right, ld_out, ld_out, ones_, state, ld_out);
+    acc_panel<T>(columns, width, inner, depth_of<T>(n), right, ld_out, ld_out, ones_, state, ld_out, between);
   }
-  // ... and out = rows . state.
-  template <class F> void apply_state_to(const F* rows, int64_t ld, int64_t n) {
-    multiply_rows<T>(reinterpret_cast<const T*>(rows), ld / kPair<T>, n, depth, right_, ld_out, ld_out, out, ld_out);
+  int64_t update_calls() const {
+    return (inner + kAccBlock<T> - 1) / kAccBlock<T> * ((ld_out / L + kAccVecs - 1) / kAccVecs);
+  }
+  // ... and out = rows . state, with at least apply_calls(n) calls.
+  template <class F, class Between> void apply_state_to(const F* rows, int64_t ld, int64_t n, Between&& between) {
+    multiply_rows<T>(reinterpret_cast<const T*>(rows), ld / kPair<T>, n, depth, right_, ld_out, ld_out, out, ld_out,
+                     between);
+  }
+  int64_t apply_calls(int64_t n) const {
+    return (n + kDotRows - 1) / kDotRows * ((ld_out + kPanelVecs * L - 1) / (kPanelVecs * L));
   }
 
  private:
