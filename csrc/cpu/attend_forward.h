@@ -6,7 +6,7 @@
 #include "cpu/row_items.h"
 #include "cpu/row_operand.h"
 #include "cpu/softmax_panel.h"
-#include "cpu/thin_panel.h"
+#include "cpu/thin_values.h"
 
 ATTN_NAMESPACE_BEGIN
 
