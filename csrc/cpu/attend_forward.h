@@ -30,7 +30,7 @@ template <class In> struct ForwardItem {
   const In **q_rows, **next_rows;             // addresses of the item's rows, and of those of the next one
   In **results, *result_block;                // of a panel: addresses of its rows, and scratch for them
   int32_t next_count = 0;                     // how many of the latter are known
-  bool rows_near = false, keys_near = false;  // the thread's last item fetched the rows, looked at the same keys
+  bool rows_near = false, keys_near = false;  // the thread's last item fetched the rows; and looked at the same keys
   T* weights;
   int32_t* segment;
   bool thin;                                  // few rows: features in lanes (thin_panel.h)
@@ -240,10 +240,8 @@ template <class In> struct ForwardItem {
       return;
     }
     bool placed = values_placed = false;
-    // Has fetching of what comes after the tile begun?
-    bool fetched = !first_tile || panels() == 1 || (rows_near && keys_near);
     RowOperand<T, In> kt{};
-    fetch_ahead(seq);
+    bool fetched = fetch_ahead(seq);  // what comes after the tile?
     for (int32_t first = 0; first < rows->rows; first += W) {
       const int32_t last = min_i32(first + W, rows->rows);
       const PanelReach reach = panel_reach(*rows, first, last);
@@ -275,7 +273,8 @@ template <class In> struct ForwardItem {
 
   // Spreads fetching over the products of a tile: of the tile after it. Nobody has fetched the first one, so that one
   // is fetched over its own first panel, if there are more, its first rows at once, and the item's other rows too.
-  void fetch_ahead(const Sequence& seq) {
+  // Has fetching of what comes after the tile begun?
+  bool fetch_ahead(const Sequence& seq) {
     ahead->stop();
     if (first_tile && !rows_near && panels() > 1) {
       ahead->queries.start(q_rows, W, rows->rows, p.dim, tile->n / kDotRows > 1 ? tile->n / kDotRows : 1);
@@ -288,7 +287,9 @@ template <class In> struct ForwardItem {
       for (int32_t i = 0; i < at_once; ++i) values.template fetch<2>(i);
       if (panels() > 1) ahead->start(keys, values, at_once, (tile->n - at_once + kDotRows - 1) / kDotRows);
     }
-    if (!first_tile || panels() == 1 || (rows_near && keys_near)) fetch_next(seq, 0);
+    const bool begins = !first_tile || panels() == 1 || keys_near;
+    if (begins) fetch_next(seq, 0);
+    return begins;
   }
 
   // Fetches the next tile over the products of panels from `panel` on, or the next item's rows.
