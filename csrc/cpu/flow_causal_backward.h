@@ -1,119 +1,28 @@
-// Causal flow attention backward. With h_t = dout_t . out_t, a_t = sigmoid(conserved_t) and sums over u >= t written as
-// running sums in reversed time:
-//   d sink_t, d source_t, x_t of the product      the forward's product in other roles (scan_product.h)
-//   d conserved of the source at t                weight_t dweight_t - weight_t / t gamma_t,
-//       gamma_t = dweight_t weight_t + (1 - weight_{t+1} / (t + 1)) gamma_{t+1}
-//   alpha_t, beta_t                               sums of (sink + eps) dconserved sink / t, (source + eps) ... source /
-//   t d outgoing_t = -t source_t . alpha_t / outgoing_t^2 d incoming_t = -(h_t + t sink_t . beta_t / incoming_t) /
-//   incoming_t kappa_t, theta_t                              sums of (sink + eps) d incoming, (source + eps) d outgoing
-// Each line needs the sums of the one before over all later tokens, so each is a two-level scan.
+// Causal flow attention backward: the passes of flow_causal_passes.h in one of two plans, groups in parallel, each from
+// its first segment to its last and back, or segments in parallel, with a sum over segments between the passes.
 #pragma once
 
-#include "cpu/flow_rows.h"
+#include "cpu/flow_causal_passes.h"
 
 ATTN_NAMESPACE_BEGIN
 namespace scan {
 
-// sink_sum += wq_i (q_i + eps), source_sum += wk_i (k_i + eps), last row first, and with the sums so far
-//   to_sink[i] = q_i . source_sum    to_source[i] = k_i . sink_sum
-template <class A>
-__attribute__((noinline)) void suffix_dots(const A* q, const A* k, int64_t ld, int64_t n, const A* wq, const A* wk,
-                                           A eps, A* sink_sum, A* source_sum, A* to_sink, A* to_source) {
-  constexpr int L = Lanes<A>::n;
-  for (int64_t i = n - 1; i >= 0; --i) {
-    const A *qi = q + i * ld, *ki = k + i * ld;
-    const vec<A> a = splat(wq[i]), b = splat(wk[i]);
-    vec<A> x{}, y{};
-    for (int64_t f = 0; f < ld; f += L) {
-      const vec<A> qf = load(qi + f), kf = load(ki + f);
-      const vec<A> sinks = load(sink_sum + f) + a * (qf + eps), sources = load(source_sum + f) + b * (kf + eps);
-      store(sink_sum + f, sinks);
-      store(source_sum + f, sources);
-      x += qf * sources;
-      y += kf * sinks;
-    }
-    to_sink[i] = sum_lanes<A>(x);
-    to_source[i] = sum_lanes<A>(y);
-  }
-}
-
-// Weights by token of one segment, all divided by t or multiplied by it as they are used.
-template <class A> struct FlowWeights {
-  A *conserved_sink, *conserved_source;  // gradients / t
-  A *incoming, *outgoing;                // gradients
-  A *per_incoming, *per_outgoing;        // t / flow
-};
-
-// What the sums before and after add to d sink and d source. `after`: alpha, beta, kappa, theta; `before`: sources,
-// sinks, normalised sources, normalised sinks.
-template <class A>
-inline void add_suffix_sums(const A* q, const A* k, int64_t ld, int64_t n, const FlowWeights<A>& w, A eps, A* after,
-                            A* dq, A* dk) {
-  constexpr int L = Lanes<A>::n;
-  A *alpha = after, *beta = after + ld, *kappa = after + 2 * ld, *theta = after + 3 * ld;
-  for (int64_t i = n - 1; i >= 0; --i) {
-    const vec<A> wa = splat(w.conserved_sink[i]), wb = splat(w.conserved_source[i]), wk = splat(w.incoming[i]),
-                 wt = splat(w.outgoing[i]), ri = splat(w.per_incoming[i]), ro = splat(w.per_outgoing[i]);
-    for (int64_t f = 0; f < ld; f += L) {
-      const vec<A> qf = load(q + i * ld + f) + eps, kf = load(k + i * ld + f) + eps;
-      const vec<A> a = load(alpha + f) + wa * qf, b = load(beta + f) + wb * kf;
-      const vec<A> c = load(kappa + f) + wk * qf, d = load(theta + f) + wt * kf;
-      store(alpha + f, a);
-      store(beta + f, b);
-      store(kappa + f, c);
-      store(theta + f, d);
-      store(dk + i * ld + f, load(dk + i * ld + f) + ro * a + c);
-      store(dq + i * ld + f, load(dq + i * ld + f) + ri * b + d);
-    }
-  }
-}
-
-template <class A>
-inline void add_prefix_sums(const A* q, const A* k, int64_t ld, int64_t n, const FlowWeights<A>& w, A eps, A* before,
-                            A* dq, A* dk) {
-  constexpr int L = Lanes<A>::n;
-  A *sources = before, *sinks = before + ld, *source_flows = before + 2 * ld, *sink_flows = before + 3 * ld;
-  for (int64_t i = 0; i < n; ++i) {
-    const vec<A> wa = splat(w.conserved_sink[i]), wb = splat(w.conserved_source[i]), wk = splat(w.incoming[i]),
-                 wt = splat(w.outgoing[i]), ri = splat(w.per_incoming[i]), ro = splat(w.per_outgoing[i]);
-    for (int64_t f = 0; f < ld; f += L) {
-      const vec<A> qf = load(q + i * ld + f), kf = load(k + i * ld + f);
-      const vec<A> a = load(source_flows + f) + ro * kf, b = load(sink_flows + f) + ri * qf;
-      const vec<A> c = load(sources + f) + kf, d = load(sinks + f) + qf;
-      store(source_flows + f, a);
-      store(sink_flows + f, b);
-      store(sources + f, c);
-      store(sinks + f, d);
-      store(dq + i * ld + f, load(dq + i * ld + f) + wa * (a + eps) + wk * (c + eps));
-      store(dk + i * ld + f, load(dk + i * ld + f) + wb * (b + eps) + wt * (d + eps));
-    }
-  }
-}
-
 template <class In> class FlowCausalBackward {
-  using Rows = FlowRows<In>;
-  using T = typename Rows::T;
-  using A = typename Rows::A;
-  using Product = ScanProduct<T>;
+  using Passes = FlowCausalPasses<In>;
+  using A = typename Passes::A;
+  using Segment = typename Passes::Segment;
 
  public:
   explicit FlowCausalBackward(const FlowBackwardParams& params)
-      : b_(params), p_(params.forward), rows_(p_), ld_(rows_.ld), ld_v_(rows_.ld_v),
-        numbers_(kNumbers * p_.batch * p_.heads * p_.tq) {
-    Carve probe{nullptr};
-    const Scratch w(*this, probe);
-    scratch_bytes_ = probe.used;
-    tall_ = w.tall.state_size();
-    wide_ = w.wide.state_size();
-    before_size_ = 4 * ld_ + wide_;
-    after_size_ = tall_ + wide_;
-  }
+      : b_(params), p_(params.forward), pass_(params), ld_(pass_.width()), tall_(pass_.tall()), wide_(pass_.wide()),
+        before_size_(pass_.before_size()), after_size_(pass_.after_size()) {}
 
   void run() {
-    const SegmentGrid grid(rows_.groups(), rows_.segment, [this](int64_t g) { return rows_.queries(g).count; });
+    const auto& rows = pass_.rows();
+    const SegmentGrid grid(rows.groups(), rows.segment, [&](int64_t g) { return rows.queries(g).count; });
     if (grid.by_group(0.5)) run_by_group(grid);
     else run_by_segment(grid);
-    rows_.query_lists.for_dropped([this](int64_t b, int64_t t) {
+    rows.query_lists.for_dropped([this](int64_t b, int64_t t) {
       for (int64_t h = 0; h < p_.heads; ++h) {
         store_zero_row(row_at<In>(b_.dq, b, h, t), p_.dim);
         store_zero_row(row_at<In>(b_.dk, b, h, t), p_.dim);
@@ -123,285 +32,10 @@ template <class In> class FlowCausalBackward {
   }
 
  private:
-  // Numbers by token that passes leave to later ones.
-  enum Number { kDot, kDSource, kDIncoming, kDOutgoing, kNumbers };
-
   const FlowBackwardParams& b_;
   const FlowParams& p_;
-  const Rows rows_;
-  const int64_t ld_, ld_v_;
-  const Workspace<A> numbers_;
-  int64_t tall_, wide_, scratch_bytes_;
-  int64_t before_size_;  // of the sums before: four vectors, and of x (x) source
-  int64_t after_size_;   // of those after: sink (x) g, and g (x) sink, with g = a / incoming dout
-
-  struct Scratch {
-    Product tall;  // inner D, outer Dv
-    Product wide;  // inner Dv, outer D
-    A *sinks, *sources, *dsinks, *dsources, *vectors;
-    A* x[8];  // numbers by token
-    Scratch(const FlowCausalBackward& f, Carve& c)
-        : tall(f.p_.dim, f.p_.dim_v, c), wide(f.p_.dim_v, f.p_.dim, c), sinks(c.take<A>(f.rows_.segment * f.ld_)),
-          sources(c.take<A>(f.rows_.segment * f.ld_)), dsinks(c.take<A>(f.rows_.segment * f.ld_)),
-          dsources(c.take<A>(f.rows_.segment * f.ld_)), vectors(c.take<A>(4 * f.ld_)) {
-      for (A*& numbers : x) numbers = c.take<A>(f.rows_.segment);
-    }
-  };
-
-  struct Segment {
-    Tokens tokens;
-    int64_t g, begin, n;
-    Scratch& w;
-  };
-
-  template <class F> void with_segment(int64_t g, int64_t segment, F&& fn) const {
-    Carve c{static_cast<char*>(thread_scratch(scratch_bytes_))};
-    Scratch w(*this, c);
-    const Tokens t = rows_.queries(g);
-    in_segment(t.count, rows_.segment, segment, [&](int64_t begin, int64_t end) {
-      rows_.load_sinks(t, g, begin, end - begin, w.sinks);
-      rows_.load_sources(t, g, begin, end - begin, w.sources);
-      fn(Segment{t, g, begin, end - begin, w});
-    });
-  }
-
-  A* number(const Segment& s, Number which) const {
-    const int64_t row = s.tokens.batch * p_.heads + rows_.head(s.g);
-    return numbers_.get() + (row * kNumbers + which) * p_.tq + s.tokens.first + s.begin;
-  }
-  const A* incoming(const Segment& s) const { return rows_.sink_stat(s.tokens, s.g, 0, s.begin); }
-  const A* conserved_sink(const Segment& s) const { return rows_.sink_stat(s.tokens, s.g, 1, s.begin); }
-  const A* outgoing(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 0, s.begin); }
-  const A* conserved_source(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 1, s.begin); }
-  const A* weight(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 2, s.begin); }
-  A position(const Segment& s, int64_t i) const { return static_cast<A>(s.begin + i + 1); }
-  int64_t token(const Segment& s, int64_t i) const { return s.tokens.at(s.begin + i); }
-  In* result(const View4& v, const Segment& s, int64_t i) const {
-    return row_at<In>(v, s.tokens.batch, rows_.head(s.g), token(s, i));
-  }
-  const In* dout(const Segment& s, int64_t i) const { return result(b_.dout, s, i); }
-
-  // fn(first, n) for the chunks of a segment, last first if `reverse`.
-  template <class F> static void for_chunks(const Segment& s, bool reverse, F&& fn) {
-    const int64_t chunks = (s.n + kChunk - 1) / kChunk;
-    for (int64_t i = 0; i < chunks; ++i) {
-      const int64_t first = (reverse ? chunks - 1 - i : i) * kChunk;
-      fn(first, min_count(kChunk, s.n - first));
-    }
-  }
-
-  // ---- rows of the products ----------------------------------------------------------------------------------------
-
-  // Row `i` of a segment: g = a / incoming dout, x = weight v. `a` holds sigmoid(conserved).
-  void gradient_row(const Segment& s, int64_t i, const A* a, A* to) const {
-    const A factor = a[i] / incoming(s)[i];
-    map_row(dout(s, i), p_.dim_v, to, ld_v_, [factor](vec<A> x) { return factor * x; });
-  }
-  void value_row(const Segment& s, int64_t i, A* to) const {
-    rows_.load_weighted_value(s.tokens, s.g, s.begin + i, weight(s)[i], to);
-  }
-  void copy_row(const A* from, A* to) const { std::memcpy(to, from, ld_ * sizeof(A)); }
-
-  void allocations(const Segment& s, A* a) const { sigmoid_block(conserved_sink(s), s.n, A{1}, a); }
-
-  // x, source as keys and values of d sink.
-  void load_values(const Segment& s, int64_t first, int64_t n) const {
-    Product& x = s.w.wide;
-    for (int64_t i = 0; i < n; ++i) {
-      value_row(s, first + i, x.b + i * x.ld_in);
-      copy_row(s.w.sources + (first + i) * ld_, x.c + i * x.ld_out);
-    }
-    x.set_keys(n);
-  }
-  // sink, g as keys and values of x's gradient; then g, sink as those of d source. Last token first.
-  void load_tall(const Segment& s, const A* a, int64_t first, int64_t n) const {
-    Product& x = s.w.tall;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = first + n - 1 - i;
-      copy_row(s.w.sinks + at * ld_, x.b + i * x.ld_in);
-      gradient_row(s, at, a, x.c + i * x.ld_out);
-    }
-    x.set_keys(n);
-  }
-  void load_wide(const Segment& s, const A* a, int64_t first, int64_t n) const {
-    Product& x = s.w.wide;
-    for (int64_t i = 0; i < n; ++i) {
-      const int64_t at = first + n - 1 - i;
-      gradient_row(s, at, a, x.b + i * x.ld_in);
-      copy_row(s.w.sinks + at * ld_, x.c + i * x.ld_out);
-    }
-    x.set_keys(n);
-  }
-
-  // ---- what a segment adds to sums ---------------------------------------------------------------------------------
-
-  void sum_before(const Segment& s, A* added) const {
-    std::memset(added, 0, before_size_ * sizeof(A));
-    normalisers(s, s.w.x[0], s.w.x[1]);
-    add_block_rows<A>(s.w.sources, ld_, s.n, nullptr, added);
-    add_block_rows<A>(s.w.sinks, ld_, s.n, nullptr, added + ld_);
-    add_block_rows<A>(s.w.sources, ld_, s.n, s.w.x[1], added + 2 * ld_);
-    add_block_rows<A>(s.w.sinks, ld_, s.n, s.w.x[0], added + 3 * ld_);
-    for_chunks(s, false, [&](int64_t first, int64_t n) {
-      load_values(s, first, n);
-      s.w.wide.update(added + 4 * ld_);
-    });
-  }
-
-  void sum_after(const Segment& s, A* added) const {
-    std::memset(added, 0, after_size_ * sizeof(A));
-    allocations(s, s.w.x[0]);
-    for_chunks(s, true, [&](int64_t first, int64_t n) {
-      load_tall(s, s.w.x[0], first, n);
-      s.w.tall.update(added);
-      load_wide(s, s.w.x[0], first, n);
-      s.w.wide.update(added + tall_);
-    });
-  }
-
-  // Weighted sums of sink + eps and source + eps.
-  void sum_with_eps(const Segment& s, const A* of_sinks, const A* of_sources, A* added) const {
-    std::memset(added, 0, 2 * ld_ * sizeof(A));
-    const auto sum = [&](const A* rows, const A* w, A* to) {
-      add_block_rows<A>(rows, ld_, s.n, w, to);
-      double total = 0;
-      for (int64_t i = 0; i < s.n; ++i) total += w[i];
-      for (int64_t f = 0; f < ld_; ++f) to[f] += static_cast<A>(rows_.eps() * total);
-    };
-    sum(s.w.sinks, of_sinks, added);
-    sum(s.w.sources, of_sources, added + ld_);
-  }
-
-  // ---- passes over a segment ---------------------------------------------------------------------------------------
-
-  // t / incoming, t / outgoing
-  void normalisers(const Segment& s, A* in, A* out) const {
-    for (int64_t i = 0; i < s.n; ++i) {
-      in[i] = position(s, i) / incoming(s)[i];
-      out[i] = position(s, i) / outgoing(s)[i];
-    }
-  }
-
-  // h, dv, and d weight in the place of d conserved of sources. `added`: what the segment adds to sink (x) g.
-  void weight_gradients(const Segment& s, const A* after, A* added) const {
-    std::memset(added, 0, tall_ * sizeof(A));
-    Product& x = s.w.tall;
-    A *a = s.w.x[0], *dots = number(s, kDot), *dweight = number(s, kDSource);
-    allocations(s, a);
-    for (int64_t i = 0; i < s.n; ++i) { dots[i] = dot_elements_as<A>(dout(s, i), result(p_.out, s, i), p_.dim_v); }
-    for_chunks(s, true, [&](int64_t first, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) copy_row(s.w.sources + (first + n - 1 - i) * ld_, x.a + i * x.ld_in);
-      x.set_queries(n);
-      x.set_state(after, added);
-      load_tall(s, a, first, n);
-      x.multiply(n);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = first + n - 1 - i;
-        const A* dx = x.out + i * x.ld_out;
-        dweight[at] = dot_elements_as<A>(dx, rows_.v_row(s.tokens, s.g, s.begin + at), p_.dim_v);
-        store_scaled_row(result(b_.dv, s, at), weight(s)[at], dx, p_.dim_v);
-      }
-      x.update(added);
-    });
-  }
-
-  // How gamma passes through the segment, last token first.
-  Line gamma_line(const Segment& s) const {
-    Line line{1, 0};
-    for (int64_t i = s.n - 1; i >= 0; --i) {
-      const double keep = 1 - static_cast<double>(weight(s)[i]) / (s.begin + i + 1);
-      const double own = static_cast<double>(weight(s)[i]) * number(s, kDSource)[i];
-      line = {keep * line.slope, keep * (line.offset + own)};
-    }
-    return line;
-  }
-
-  // d conserved of sources, in the place of d weight.
-  void source_gradients(const Segment& s, double carry) const {
-    A* d = number(s, kDSource);
-    for (int64_t i = s.n - 1; i >= 0; --i) {
-      const double w = weight(s)[i], share = w / (s.begin + i + 1);
-      const double gamma = w * d[i] + carry;
-      d[i] = static_cast<A>(w * d[i] - share * gamma) * cut_slope(conserved_source(s)[i], rows_.clamp());
-      carry = (1 - share) * gamma;
-    }
-  }
-
-  // Gradients of the conserved flows / t.
-  void conserved_gradients(const Segment& s, A* sink, A* source) const {
-    allocations(s, sink);
-    const A *dots = number(s, kDot), *d = number(s, kDSource);
-    for (int64_t i = 0; i < s.n; ++i) {
-      sink[i] = dots[i] * (1 - sink[i]) / position(s, i);
-      source[i] = d[i] / position(s, i);
-    }
-  }
-
-  void sum_conserved(const Segment& s, A* added) const {
-    conserved_gradients(s, s.w.x[0], s.w.x[1]);
-    sum_with_eps(s, s.w.x[0], s.w.x[1], added);
-  }
-
-  // d incoming, d outgoing.
-  void flow_gradients(const Segment& s, const A* after) const {
-    A *sink = s.w.x[0], *source = s.w.x[1], *in = number(s, kDIncoming), *out = number(s, kDOutgoing);
-    conserved_gradients(s, sink, source);
-    std::memcpy(s.w.vectors, after, 2 * ld_ * sizeof(A));
-    suffix_dots<A>(s.w.sinks, s.w.sources, ld_, s.n, sink, source, rows_.eps(), s.w.vectors, s.w.vectors + ld_, in,
-                   out);
-    const A* dots = number(s, kDot);
-    for (int64_t i = 0; i < s.n; ++i) {
-      const A per_in = 1 / incoming(s)[i], per_out = 1 / outgoing(s)[i];
-      in[i] = -(dots[i] + in[i] * position(s, i) * per_in) * per_in;
-      out[i] = -out[i] * position(s, i) * per_out * per_out;
-    }
-  }
-
-  void sum_flows(const Segment& s, A* added) const {
-    sum_with_eps(s, number(s, kDIncoming), number(s, kDOutgoing), added);
-  }
-
-  // dq and dk. `after`: alpha, beta, kappa, theta; `added`: what the segment adds to g (x) sink.
-  void write_rows(const Segment& s, const A* before, const A* after, const A* after_product, A* added) const {
-    Scratch& w = s.w;
-    Product& x = w.wide;
-    A* a = w.x[0];
-    allocations(s, a);
-    const Workspace<A> before_local(wide_);
-    std::memset(before_local.get(), 0, wide_ * sizeof(A));
-    for_chunks(s, false, [&](int64_t first, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) gradient_row(s, first + i, a, x.a + i * x.ld_in);
-      x.set_queries(n);
-      x.set_state(before + 4 * ld_, before_local.get());
-      load_values(s, first, n);
-      x.multiply(n);
-      std::memcpy(w.dsinks + first * ld_, x.out, n * ld_ * sizeof(A));
-      x.update(before_local.get());
-    });
-    std::memset(added, 0, wide_ * sizeof(A));
-    for_chunks(s, true, [&](int64_t first, int64_t n) {
-      for (int64_t i = 0; i < n; ++i) value_row(s, first + n - 1 - i, x.a + i * x.ld_in);
-      x.set_queries(n);
-      x.set_state(after_product, added);
-      load_wide(s, a, first, n);
-      x.multiply(n);
-      for (int64_t i = 0; i < n; ++i) copy_row(x.out + i * ld_, w.dsources + (first + n - 1 - i) * ld_);
-      x.update(added);
-    });
-    const FlowWeights<A> weights{w.x[1], w.x[2], number(s, kDIncoming), number(s, kDOutgoing), w.x[3], w.x[4]};
-    conserved_gradients(s, weights.conserved_sink, weights.conserved_source);
-    normalisers(s, weights.per_incoming, weights.per_outgoing);
-    std::memcpy(w.vectors, after, 4 * ld_ * sizeof(A));
-    add_suffix_sums<A>(w.sinks, w.sources, ld_, s.n, weights, rows_.eps(), w.vectors, w.dsinks, w.dsources);
-    std::memcpy(w.vectors, before, 4 * ld_ * sizeof(A));
-    add_prefix_sums<A>(w.sinks, w.sources, ld_, s.n, weights, rows_.eps(), w.vectors, w.dsinks, w.dsources);
-    for (int64_t i = 0; i < s.n; ++i) {
-      store_logistic_gradient(w.sinks + i * ld_, w.dsinks + i * ld_, ld_, p_.dim, result(b_.dq, s, i));
-      store_logistic_gradient(w.sources + i * ld_, w.dsources + i * ld_, ld_, p_.dim, result(b_.dk, s, i));
-    }
-  }
-
-  // ---- the two plans -----------------------------------------------------------------------------------------------
+  const Passes pass_;
+  const int64_t ld_, tall_, wide_, before_size_, after_size_;  // sizes of a vector and of sums, see Passes
 
   void run_by_group(const SegmentGrid& grid) const {
     grid.for_groups([&](int64_t g) {
@@ -410,7 +44,7 @@ template <class In> class FlowCausalBackward {
       std::memset(befores.get(), 0, before_size_ * sizeof(A));
       for (int64_t i = 0; i + 1 < segments; ++i) {
         A* next = befores.get() + (i + 1) * before_size_;
-        with_segment(g, i, [&](const Segment& s) { sum_before(s, next); });
+        pass_.with_segment(g, i, [&](const Segment& s) { pass_.sum_before(s, next); });
         add_row(next, befores.get() + i * before_size_, before_size_);
       }
       A *after = sums.get(), *after_product = after + vectors, *added = after_product + after_size_;
@@ -419,14 +53,14 @@ template <class In> class FlowCausalBackward {
       std::memset(after, 0, (vectors + after_size_) * sizeof(A));
       for (int64_t i = segments - 1; i >= 0; --i) {
         Line line{};
-        with_segment(g, i, [&](const Segment& s) {
-          weight_gradients(s, after_product, added_product);
-          line = gamma_line(s);
-          source_gradients(s, carry);
-          sum_conserved(s, added);
-          flow_gradients(s, after);
-          sum_flows(s, added + 2 * ld_);
-          write_rows(s, befores.get() + i * before_size_, after, after_product + tall_, added_product + tall_);
+        pass_.with_segment(g, i, [&](const Segment& s) {
+          pass_.weight_gradients(s, after_product, added_product);
+          line = pass_.gamma_line(s);
+          pass_.source_gradients(s, carry);
+          pass_.sum_conserved(s, added);
+          pass_.flow_gradients(s, after);
+          pass_.sum_flows(s, added + 2 * ld_);
+          pass_.write_rows(s, befores.get() + i * before_size_, after, after_product + tall_, added_product + tall_);
         });
         carry = line.at(carry);
         add_row(after, added, vectors);
@@ -445,7 +79,7 @@ template <class In> class FlowCausalBackward {
     const auto slot = [&](int64_t g, int64_t i) { return grid.item(g, i) + g; };
     const auto each = [&](auto&& fn) {
       grid.for_segments(
-          [&](int64_t g, int64_t i) { with_segment(g, i, [&](const Segment& s) { fn(s, slot(g, i)); }); });
+          [&](int64_t g, int64_t i) { pass_.with_segment(g, i, [&](const Segment& s) { fn(s, slot(g, i)); }); });
     };
     // In slot i lies what segment i adds; it becomes the sum over that segment and all later ones.
     const auto accumulate_reversed = [&](A* at, int64_t size) {
@@ -456,8 +90,8 @@ template <class In> class FlowCausalBackward {
       });
     };
     each([&](const Segment& s, int64_t i) {
-      sum_before(s, befores.get() + (i + 1) * before_size_);
-      sum_after(s, products.get() + i * after_size_);
+      pass_.sum_before(s, befores.get() + (i + 1) * before_size_);
+      pass_.sum_after(s, products.get() + i * after_size_);
     });
     grid.for_groups([&](int64_t g) {
       std::memset(befores.get() + slot(g, 0) * before_size_, 0, before_size_ * sizeof(A));
@@ -468,8 +102,8 @@ template <class In> class FlowCausalBackward {
     accumulate_reversed(products.get(), after_size_);
     each([&](const Segment& s, int64_t i) {
       const Workspace<A> added(tall_);
-      weight_gradients(s, products.get() + (i + 1) * after_size_, added.get());
-      lines[i] = gamma_line(s);
+      pass_.weight_gradients(s, products.get() + (i + 1) * after_size_, added.get());
+      lines[i] = pass_.gamma_line(s);
     });
     grid.for_groups([&](int64_t g) {
       const int64_t n = grid.segments(g);
@@ -477,13 +111,13 @@ template <class In> class FlowCausalBackward {
       for (int64_t i = n - 1; i >= 0; --i) carries[slot(g, i)] = lines[slot(g, i)].at(carries[slot(g, i + 1)]);
     });
     each([&](const Segment& s, int64_t i) {
-      source_gradients(s, carries[i + 1]);
-      sum_conserved(s, conserved.get() + i * vectors);
+      pass_.source_gradients(s, carries[i + 1]);
+      pass_.sum_conserved(s, conserved.get() + i * vectors);
     });
     accumulate_reversed(conserved.get(), vectors);
     each([&](const Segment& s, int64_t i) {
-      flow_gradients(s, conserved.get() + (i + 1) * vectors);
-      sum_flows(s, flows.get() + i * vectors);
+      pass_.flow_gradients(s, conserved.get() + (i + 1) * vectors);
+      pass_.sum_flows(s, flows.get() + i * vectors);
     });
     accumulate_reversed(flows.get(), vectors);
     each([&](const Segment& s, int64_t i) {
@@ -491,8 +125,8 @@ template <class In> class FlowCausalBackward {
       A* after = sums.get();
       std::memcpy(after, conserved.get() + (i + 1) * vectors, vectors * sizeof(A));
       std::memcpy(after + vectors, flows.get() + (i + 1) * vectors, vectors * sizeof(A));
-      write_rows(s, befores.get() + i * before_size_, after, products.get() + (i + 1) * after_size_ + tall_,
-                 after + 2 * vectors);
+      pass_.write_rows(s, befores.get() + i * before_size_, after, products.get() + (i + 1) * after_size_ + tall_,
+                       after + 2 * vectors);
     });
   }
 };
