@@ -11,6 +11,8 @@ template <class In> struct ForwardCall {
   using A = typename Item::A;
   const AttendParams& p;
   const RowItems items;
+  const int64_t together;    // kv heads of an item that go through the keys side by side
+  const int capacity;        // keys of a tile
   const bool in_runs;        // a thread takes items that follow each other
   const bool all_keys_near;  // and all keys of a head stay in its cache
   int64_t scratch_bytes, partial_size;
@@ -23,11 +25,11 @@ template <class In> struct ForwardCall {
   Followed* followed = nullptr;
 
   explicit ForwardCall(const AttendParams& params)
-      : p(params), items(params, true),
+      : p(params), items(params, true), together(heads_together()), capacity(tile_capacity()),
         in_runs(items.count() > 1 && items.rows_at_most() > kThinRowsAtMost && items.few_keys(sizeof(In), true)),
         all_keys_near(items.few_keys(sizeof(In), false)) {
     Carve c{nullptr};
-    Item probe(p, c);
+    Item probe(p, together, c);
     scratch_bytes = c.used;
     partial_size = items.splits > 1 ? items.rows_at_most() * (probe.columns + 2) : 0;
     if (items.splits > 1) partial = new A[items.count() * partial_size];
@@ -36,6 +38,29 @@ template <class In> struct ForwardCall {
   ~ForwardCall() {
     delete[] partial;
     delete[] followed;
+  }
+
+  // Pages hold the keys of all kv heads side by side. Where all of a sequence's heads look at the same keys and there
+  // are items enough without them, as many as possible share an item, and its pages are one stream. Nothing depends on
+  // it: a head's panels of keys are the same.
+  int64_t heads_together() const {
+    const bool same_keys = p.schedule == ScheduleKind::range && p.heads / items.heads == p.heads_kv;
+    if (!p.paging.table || p.paging.page % thin_panel_keys<In>(p.dim, p.dim_v) != 0 || !kThinFits<A> ||
+        items.rows_at_most() > kThinRowsAtMost || !same_keys || p.skip_gated)
+      return 1;
+    int64_t most = p.heads_kv;
+    while (most > 1 && (p.heads_kv % most != 0 || items.count() / most < 4 * parallel_threads())) --most;
+    return most;
+  }
+  // A page of every head in turn, or a part of one.
+  int tile_capacity() const {
+    const int keys = tile_keys(p.dim, p.dim_v);
+    if (together == 1) return keys;
+    return p.paging.page <= keys ? static_cast<int>(p.paging.page) : keys / 3 * 2;
+  }
+  // The i-th block of rows of an item: blocks of heads that share one are `splits` apart.
+  int64_t block_of(int64_t item, int64_t i) const {
+    return together == 1 ? item : (item / items.splits * together + i) * items.splits + item % items.splits;
   }
 
   // What the worker's last item has fetched for this one, and what this one fetches for the next.
@@ -54,31 +79,36 @@ template <class In> struct ForwardCall {
 
   void run_item(int64_t index, int worker) const {
     Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
-    Item item(p, c);
+    Item item(p, together, c);
     Sequence seq;
     int64_t split;
-    if (!items.open(index, *item.rows, seq, split)) return;
-    if (item.gated_off(seq)) {
-      if (split == 0) item.finish_gated_off(seq);
-      return;
+    for (int64_t i = 0; i < together; ++i) {
+      if (!items.open(block_of(index, i), *item.rows, seq, split)) return;
+      if (item.gated_off(seq)) {
+        if (split == 0) item.finish_gated_off(seq);
+        return;
+      }
+      if (in_runs) look_ahead(index, seq, item, followed[worker]);
+      item.take_rows(seq);
     }
-    if (in_runs) look_ahead(index, seq, item, followed[worker]);
     const int64_t k_lo = split * kSplitKeys, k_hi = k_lo + kSplitKeys;
     const bool last = split + 1 == items.splits || k_hi > seq.keys;
-    item.attend(seq, clamp_position(k_lo), last ? seq.keys : clamp_position(k_hi), items.splits == 1);
-    if (items.splits == 1) return;
-    item.clear_sums();
-    A* to = partial + index * partial_size;
-    const int64_t n = item.rows->rows;
-    std::memcpy(to, item.o, n * item.columns * sizeof(A));
-    std::memcpy(to + n * item.columns, item.m, n * sizeof(A));
-    std::memcpy(to + n * (item.columns + 1), item.l, n * sizeof(A));
+    item.attend(seq, clamp_position(k_lo), last ? seq.keys : clamp_position(k_hi), capacity, items.splits == 1);
+    for (int64_t i = 0; items.splits > 1 && i < together; ++i) {
+      item.select(i);
+      item.clear_sums();
+      A* to = partial + block_of(index, i) * partial_size;
+      const int64_t n = item.rows->rows;
+      std::memcpy(to, item.o, n * item.columns * sizeof(A));
+      std::memcpy(to + n * item.columns, item.m, n * sizeof(A));
+      std::memcpy(to + n * (item.columns + 1), item.l, n * sizeof(A));
+    }
   }
 
   // Adds the splits of one row block in order and finishes it. `index` counts row blocks.
   void merge_item(int64_t index) const {
     Carve c{static_cast<char*>(thread_scratch(scratch_bytes))};
-    Item item(p, c);
+    Item item(p, 1, c);
     Sequence seq;
     int64_t split;
     if (!items.open(index * items.splits, *item.rows, seq, split) || item.gated_off(seq)) return;
@@ -114,13 +144,14 @@ template <class In> struct ForwardCall {
   }
 
   void run() const {
+    const int64_t count = items.count() / together;
     if (items.splits == 1 && !worth_sharing()) {
-      for (int64_t i = 0; i < items.count(); ++i) run_item(i, 0);
+      for (int64_t i = 0; i < count; ++i) run_item(i, 0);
       return;
     }
     auto run = [this](int64_t i, int worker) { run_item(i, worker); };
-    if (items.splits == 1) return parallel_items(items.count(), run, in_runs ? Take::run : Take::one);
-    parallel_runs(items.count(), run);  // splits of a sequence one after the other
+    if (items.splits == 1) return parallel_items(count, run, in_runs ? Take::run : Take::one);
+    parallel_runs(count, run);  // splits of a sequence one after the other
     parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
   }
 };

@@ -6,7 +6,7 @@
 #include "cpu/row_items.h"
 #include "cpu/row_operand.h"
 #include "cpu/softmax_panel.h"
-#include "cpu/thin_values.h"
+#include "cpu/thin_walk.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -33,16 +33,16 @@ template <class In> struct ForwardItem {
   bool rows_near = false, keys_near = false;  // the thread's last item fetched the rows; and looked at the same keys
   T* weights;
   int32_t* segment;
-  bool thin;                                  // few rows: features in lanes (thin_panel.h)
-  typename ThinOperand<In>::Element* thin_q;  // [kThinRowsAtMost][thin_width]
-  A* thin_s;                                  // [kThinPanel][kThinRows]
-  const In **thin_list, **thin_rows;          // addresses of this tile's rows, then of those to fetch (thin_rows.h)
-  int thin_listed;                            // keys of this tile; 0 before the first
+  bool thin = false;  // few rows: features in lanes (thin_walk.h)
+  ThinWalk<In> walk;
+  A* sums;  // o, m and l of every kv head, where an item has several
 
-  ForwardItem(const AttendParams& params, Carve& c)
+  // `together`: kv heads whose few rows go through the keys in one item.
+  ForwardItem(const AttendParams& params, int64_t together, Carve& c)
       : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)),
         writer(params.batch * params.heads * params.tq * params.dim_v * int64_t{sizeof(In)} >= pool::kStreamBytes,
-               nullptr, params.dim_v) {
+               nullptr, params.dim_v),
+        walk(params, columns, together, c) {
     const int keys = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
     tiles = c.take<KeyTile>(2);
@@ -65,24 +65,39 @@ template <class In> struct ForwardItem {
     next_rows = c.take<const In*>(kMaxRows);
     results = c.take<In*>(W);
     result_block = c.take<In>(W * p.dim_v);
-    thin_q = c.take<typename ThinOperand<In>::Element>(kThinRowsAtMost * thin_width<In>(p.dim));
-    thin_s = c.take<A>(kThinPanel * kThinRows);
-    thin_list = thin_rows = c.take<const In*>(kThinListed * 2 * keys + kThinAheadRows);
-    thin_listed = 0;
-    thin = false;
+    sums = c.take<A>(together > 1 ? together * sums_size() : 0);
   }
 
-  void load_queries() {
+  int64_t sums_size() const { return kThinRowsAtMost * columns + 2 * W; }
+
+  // The item's rows, which `rows` holds now. Of several kv heads it takes one after the other.
+  void take_rows(const Sequence& seq) {
+    list_query_rows(*rows, seq, p.q, q_rows);
     thin = kThinFits<A> && rows->rows <= kThinRowsAtMost;
     if (thin) {
-      const int64_t width = thin_width<In>(p.dim);
-      std::memset(static_cast<void*>(thin_q), 0, kThinRowsAtMost * width * sizeof *thin_q);
-      for (int32_t r = 0; r < rows->rows; ++r) thin_query(q_rows[r], p.dim, thin_q + r * width);
+      if (walk.heads > 0) {
+        o = sums + walk.heads * sums_size();
+        m = o + kThinRowsAtMost * columns;
+        l = m + W;
+      }
+      clear();
+      walk.add_head(seq, *rows, q_rows, o, m, l);
+      summed = ~0u;
+      return;
     }
     // The other rows are fetched over the first panel's products.
-    for (int32_t r = 0; !thin && !rows_near && r < min_i32(W, rows->rows); ++r) prefetch_row(q_rows[r], p.dim);
+    for (int32_t r = 0; !rows_near && r < min_i32(W, rows->rows); ++r) prefetch_row(q_rows[r], p.dim);
     clear();
-    if (thin) clear_sums();
+  }
+
+  // Makes o, m, l and `rows` those of the kv head that was taken as number `i`.
+  void select(int64_t i) {
+    if (!thin) return;
+    o = walk.head[i].o;
+    m = walk.head[i].m;
+    l = walk.head[i].l;
+    rows->group.head += (walk.head[i].index - rows->group.head_kv) * (p.heads / p.heads_kv);
+    rows->group.head_kv = walk.head[i].index;
   }
 
   void clear() {
@@ -150,95 +165,25 @@ template <class In> struct ForwardItem {
     summed |= bit;
   }
 
-  // The rows that were listed as the next tile's are this one's now, and those of the tile after it are listed. Past
-  // the last row it stands in for what to fetch, which costs nothing.
-  void list_thin_rows(const Sequence& seq) {
-    const int64_t head = rows->group.head_kv, dim = p.dim < p.dim_v ? p.dim : p.dim_v;
-    auto list = [&](const KeyTile& t, const In** at) {
-      list_panels(t.rows(key_base<In>(p, p.k, seq, head), p.k, p.dim),
-                  t.rows(key_base<In>(p, p.v, seq, head), p.v, p.dim_v), at);
-    };
-    int end = 2 * tile->n;
-    if (thin_listed) {
-      thin_rows += 2 * thin_listed;
-      if (next_tile && thin_rows + end + 2 * next_tile->n > thin_list + kThinListed * 2 * tile_keys(p.dim, p.dim_v)) {
-        std::memmove(thin_list, thin_rows, end * sizeof *thin_rows);
-        thin_rows = thin_list;
-      }
-    } else {
-      list(*tile, thin_rows);
-      for (int i = 0; i < end && i < thin_ahead(); ++i) prefetch_row(thin_rows[i], dim);
-    }
-    if (next_tile) {
-      list(*next_tile, thin_rows + end);
-      if (next_tile->runs > 1) touch_pages(thin_rows + end, 2 * next_tile->n, dim);
-      end += 2 * next_tile->n;
-    }
-    if (!next_tile || 2 * next_tile->n < kThinAheadRows)
-      for (int i = 0; i < kThinAheadRows; ++i) thin_rows[end + i] = thin_rows[end - 1];
-    thin_listed = tile->n;
-  }
-
   // The first keys of the next split, which this thread is likely to work on next: to be fetched over the last ones of
-  // this split. Null where it is the sequence's last.
+  // this split: fewer than a tile has room for, so that the tile is complete only when all are in it. Null where it is
+  // the sequence's last split.
   KeyTile* thin_beyond(const Sequence& seq, int32_t k_hi) {
     if (!thin || k_hi >= seq.keys) return nullptr;
     KeyTile *const free = tile == tiles ? tiles + 1 : tiles, *found = nullptr;
-    const int32_t end = k_hi + min_i32(kThinPanel, static_cast<int32_t>(seq.keys) - k_hi);
-    fill_key_tiles(p, rows->group, k_hi, end, kThinPanel, free, [&](KeyTile* full) { return found = full; });
+    const int32_t keys = thin_panel_keys<In>(p.dim, p.dim_v), end = k_hi + min_i32(keys, seq.keys - k_hi);
+    fill_key_tiles(p, rows->group, k_hi, end, kTileKeys, 1, free, [&](KeyTile* full) { return found = full; });
     return found;
   }
 
-  int thin_ahead() const { return rows_of_bytes<In>(kThinAhead, p.dim > p.dim_v ? p.dim : p.dim_v); }
-
-  // kThinRows rows from `first` on against keys [a, b) of the tile's panel [begin, end).
-  void thin_panel(int32_t first, int begin, int end, int a, int b, bool masked, const PanelReach& reach,
-                  const Modifiers<A>& mod) {
-    const int n = b - a;
-    const In *const *k = thin_rows + begin + a, *const *v = k + (end - begin), *const *later = k + thin_ahead();
-    thin_dot<In, A>(k, later, n, p.dim, thin_q + first * thin_width<In>(p.dim), static_cast<A>(p.scale * kLog2e),
-                    thin_s);
-    if (masked || mod.softcap > 0 || mod.key_weight) {
-      vec<A> top[1];
-      thin_spread(thin_s, n, s);
-      modify_panel<A, 1>(s, a, b, *rows, first, *tile, mod, masked, reach, top);
-      thin_gather(s, n, thin_s);
-    }
-    thin_softmax(thin_s, n, m + first, l + first, alpha);
-    thin_acc<In, A>(v, later + (end - begin), n, p.dim_v, masked, thin_s, alpha, o + first * columns, columns);
-  }
-
-  // The tile, panel by panel; all rows of a panel while it lies in L1.
-  void thin_tile(const Sequence& seq, const Modifiers<A>& mod) {
-    list_thin_rows(seq);
-    constexpr int kGroups = kThinRowsAtMost / kThinRows;
-    PanelReach reach[kGroups];
-    PanelKeys keys[kGroups];
-    int groups = 0;
-    for (int32_t first = 0; first < rows->rows; first += kThinRows, ++groups) {
-      const int32_t last = min_i32(first + kThinRows, rows->rows);
-      PanelKeys& k = keys[groups];
-      reach[groups] = panel_reach(*rows, first, last);
-      k = panel_keys(*tile, *rows, first, last, reach[groups], mod, false);
-      if (k.a < k.b && mod.segment && !segments_meet(*rows, first, last, segment, k.a, k.b)) k.b = k.a;
-    }
-    for (int begin = 0; begin < tile->n; begin += kThinPanel) {
-      const int end = min_i32(begin + kThinPanel, tile->n);
-      for (int g = 0; g < groups; ++g) {
-        const int a = max_i32(begin, keys[g].a), b = min_i32(end, keys[g].b);
-        const bool masked = max_i32(a, keys[g].cut_a) < min_i32(b, keys[g].cut_b);
-        if (a < b) thin_panel(g * kThinRows, begin, end, a, b, masked, reach[g], mod);
-      }
-    }
-  }
-
   void key_tile(const Sequence& seq) {
-    const RowGroup& g = rows->group;
-    const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
     if (thin) {
-      if constexpr (kThinFits<A>) thin_tile(seq, mod);
+      if constexpr (kThinFits<A>) walk.tile(seq, *tile, next_tile, first_tile);
+      first_tile = false;
       return;
     }
+    const RowGroup& g = rows->group;
+    const Modifiers<A> mod = load_modifiers(p, seq, g.head_kv, *tile, key_weight, segment);
     bool placed = values_placed = false;
     RowOperand<T, In> kt{};
     bool fetched = fetch_ahead(seq);  // what comes after the tile?
@@ -314,19 +259,22 @@ template <class In> struct ForwardItem {
                           (seq.q_token + rows->query_of(r)) * p.head_gate.token];
   }
 
-  // Sums over keys [k_lo, k_hi); with `writes` also puts out and lse where they belong.
-  void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi, bool writes) {
-    list_query_rows(*rows, seq, p.q, q_rows);
-    load_queries();
+  // Sums of the rows that were taken over keys [k_lo, k_hi), `capacity` of them a tile; with `writes` also puts out and
+  // lse where they belong.
+  void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi, int capacity, bool writes) {
     finishes = writes && !thin;
-    for_each_key_tile_ahead(p, rows->group, k_lo, k_hi, tile_keys(p.dim, p.dim_v), tiles,
-                            [&](KeyTile& now, KeyTile* next) {
-                              tile = &now;
-                              next_tile = next ? next : thin_beyond(seq, k_hi);
-                              key_tile(seq);
-                            });
-    if (thin) thin_order<In>(o, columns, rows->rows, p.dim_v);
-    if (writes && (thin || !tile)) finish(seq);  // else every panel is finished in the last tile
+    const int grid = thin ? thin_panel_keys<In>(p.dim, p.dim_v) : 1;
+    for_each_key_tile_ahead(p, rows->group, k_lo, k_hi, capacity, grid, tiles, [&](KeyTile& now, KeyTile* next) {
+      tile = &now;
+      next_tile = next ? next : thin_beyond(seq, k_hi);
+      key_tile(seq);
+    });
+    if (thin) walk.finish();
+    for (int i = 0; writes && i < walk.heads; ++i) {
+      select(i);
+      finish(seq);
+    }
+    if (writes && !thin && !tile) finish(seq);  // else every panel is finished in the last tile
   }
 
   void finish(const Sequence& seq) {

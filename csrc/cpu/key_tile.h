@@ -71,9 +71,10 @@ template <class In> inline const In* key_base(const AttendParams& p, const View4
 }
 
 // Fills `tile` with the keys group g looks at in [k_lo, k_hi). Whenever it is complete, done(tile) names the one to
-// fill from then on.
+// fill from then on. A tile ends where it is full, or sooner so that of a long span the tiles after it begin at
+// multiples of `grid`, which divides the capacity.
 template <class F>
-inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
+inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity, int grid,
                            KeyTile* tile, F&& done) {
   const int32_t sink = clamp_position(p.rule.sink);
   const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
@@ -81,8 +82,12 @@ inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_l
   tile->clear();
   visit_keys(p, g, k_lo, k_hi, [&](const Span& s) {
     for (int32_t begin = s.begin; begin < s.end;) {
-      begin += tile->add(s, begin, sink, capacity, pages, page_size);
-      if (tile->n == capacity) {
+      const int32_t line = (begin / grid + 1) * grid;
+      Span part = s;
+      const bool cut = (begin - tile->n) % grid != 0 && line < s.end;
+      if (cut) part.end = line;
+      begin += tile->add(part, begin, sink, capacity, pages, page_size);
+      if (tile->n == capacity || (cut && begin == line)) {
         tile = done(tile);
         tile->clear();
       }
@@ -96,7 +101,7 @@ inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_l
 template <class F>
 inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
                               KeyTile& tile, F&& fn) {
-  fill_key_tiles(p, g, k_lo, k_hi, capacity, &tile, [&](KeyTile* full) {
+  fill_key_tiles(p, g, k_lo, k_hi, capacity, 1, &tile, [&](KeyTile* full) {
     fn(*full);
     return full;
   });
@@ -105,9 +110,9 @@ inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t 
 // The same with a look ahead: calls fn(tile, the one after it or null). `tiles` are two.
 template <class F>
 inline void for_each_key_tile_ahead(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
-                                    KeyTile* tiles, F&& fn) {
+                                    int grid, KeyTile* tiles, F&& fn) {
   KeyTile* held = nullptr;
-  fill_key_tiles(p, g, k_lo, k_hi, capacity, tiles, [&](KeyTile* full) {
+  fill_key_tiles(p, g, k_lo, k_hi, capacity, grid, tiles, [&](KeyTile* full) {
     if (held) fn(*held, full);
     KeyTile* const free = held ? held : tiles + 1;
     held = full;

@@ -4,8 +4,9 @@
 // exponential is idle.
 //
 // The time is that of reading memory only if fetches are always under way, as many at any moment as at any other: keys
-// are gone through in short panels, K and V of one in turn (thin_rows.h), every step fetches a row of later ones, and
-// rows are fetched and read in the order of their addresses, which the hardware's own prefetching goes on from.
+// are gone through in short panels, K and V of one in turn (thin_rows.h), every step fetches a row of the block that
+// comes next, and rows are fetched and read in the order of their addresses, which the hardware's own prefetching goes
+// on from.
 #pragma once
 
 #include "cpu/mask_panel.h"
@@ -79,12 +80,13 @@ template <int... I> ATTN_INLINE f32v add_quads(f32v a, f32v b, std::integer_sequ
          __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
 }
 
-// thin_dot for rows of kSteps whole vectors: key after key, query rows in registers.
-template <int kSteps, class In>
-inline void thin_dot_whole(const In* const* k, const In* const* later, int64_t n,
-                           const typename ThinOperand<In>::Element* q, float scale, float* s) {
+// thin_dot for rows of kSteps whole vectors, kThinQuad of them or more: key after key, query rows in registers.
+constexpr int kThinQuad = 4;
+template <int kSteps, class In, class Rows>
+inline void thin_dot_whole(Rows k, Rows later, int64_t n, const typename ThinOperand<In>::Element* q, float scale,
+                           float* s) {
   using Op = ThinOperand<In>;
-  constexpr int kKeys = 4, kHeld = kSteps < 4 ? kSteps : 4;  // steps whose query vectors fit the registers
+  constexpr int kKeys = kThinQuad, kHeld = kSteps < 4 ? kSteps : 4;  // steps whose query vectors fit the registers
   constexpr auto lanes = std::make_integer_sequence<int, Lanes<float>::n>{};
   typename Op::V held[kThinRows][kHeld];
   ATTN_UNROLL
@@ -92,12 +94,12 @@ inline void thin_dot_whole(const In* const* k, const In* const* later, int64_t n
     ATTN_UNROLL
     for (int d = 0; d < kHeld; ++d) held[r][d] = Op::of_query(q + (r * kSteps + d) * Op::step);
   }
-  for (int64_t j = 0; j < n; j += kKeys) {
+  for (int64_t step = 0; step < n; step += kKeys) {
+    const int64_t j = step + kKeys <= n ? step : n - kKeys;  // some of the last keys twice
     f32v part[kKeys];
     ATTN_UNROLL
     for (int i = 0; i < kKeys; ++i) {
-      const int64_t key = j + i < n ? j + i : j;
-      const In *const row = k[key], *const fetched = later[key];
+      const In *const row = k[j + i], *const fetched = later[j + i];
       f32v sum[kThinRows] = {};
       ATTN_UNROLL
       for (int d = 0; d < kSteps; ++d) {
@@ -118,9 +120,9 @@ inline void thin_dot_whole(const In* const* k, const In* const* later, int64_t n
 }
 
 // The same for any rows.
-template <class In, class A>
-inline void thin_dot_any(const In* const* k, const In* const* later, int64_t n, int64_t dim,
-                         const typename ThinOperand<In>::Element* q, A scale, A* s) {
+template <class In, class A, class Rows>
+inline void thin_dot_any(Rows k, Rows later, int64_t n, int64_t dim, const typename ThinOperand<In>::Element* q,
+                         A scale, A* s) {
   using Op = ThinOperand<In>;
   constexpr int L = Lanes<A>::n, kKeys = kThinKeys<A>;
   const int64_t width = thin_width<In>(dim), whole = dim / Op::step * Op::step;
@@ -158,14 +160,15 @@ inline void thin_dot_any(const In* const* k, const In* const* later, int64_t n, 
 
 // s [round_up_thin(n)][kThinRows]: scores of n key rows k with the query rows q, [kThinRows][thin_width]
 // zero-padded; -inf past n. `later` are n rows to fetch on the way.
-template <class In, class A>
-inline void thin_dot(const In* const* k, const In* const* later, int64_t n, int64_t dim,
-                     const typename ThinOperand<In>::Element* q, A scale, A* s) {
+template <class In, class A, class Rows>
+inline void thin_dot(Rows k, Rows later, int64_t n, int64_t dim, const typename ThinOperand<In>::Element* q, A scale,
+                     A* s) {
   if constexpr (ATTN_VBYTES == 64 && std::is_same<A, float>::value) {  // 32 registers
     constexpr int64_t step = ThinOperand<In>::step;
-    if (dim == 2 * step) thin_dot_whole<2>(k, later, n, q, scale, s);
-    else if (dim == 4 * step) thin_dot_whole<4>(k, later, n, q, scale, s);
-    else if (dim == 8 * step) thin_dot_whole<8>(k, later, n, q, scale, s);
+    const int64_t steps = n < kThinQuad || dim % step ? 0 : dim / step;
+    if (steps == 2) thin_dot_whole<2, In>(k, later, n, q, scale, s);
+    else if (steps == 4) thin_dot_whole<4, In>(k, later, n, q, scale, s);
+    else if (steps == 8) thin_dot_whole<8, In>(k, later, n, q, scale, s);
     else thin_dot_any<In, A>(k, later, n, dim, q, scale, s);
   } else {
     thin_dot_any<In, A>(k, later, n, dim, q, scale, s);

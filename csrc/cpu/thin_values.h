@@ -7,9 +7,9 @@
 ATTN_NAMESPACE_BEGIN
 
 // One vector of features.
-template <class In, class A>
-inline void thin_acc_block(const In* const* v, const In* const* later, int64_t n, const A* weights, const A* alpha,
-                           A* o, int64_t ldo, int64_t x) {
+template <class In, class A, class Rows>
+inline void thin_acc_block(Rows v, Rows later, int64_t n, const A* weights, const A* alpha, A* o, int64_t ldo,
+                           int64_t x) {
   vec<A> acc[kThinRows] = {};
   for (int64_t j = 0; j < n; ++j) {
     prefetch_row(later[j] + x, Lanes<A>::n);
@@ -26,14 +26,14 @@ inline void thin_acc_block(const In* const* v, const In* const* later, int64_t n
 constexpr int kThinVecs = ATTN_VBYTES == 64 ? 4 : 2;
 
 // Fetches part j of 2 n of n rows, in the order of addresses.
-template <class In> ATTN_INLINE void prefetch_half(const In* const* later, int64_t j, int64_t width) {
+template <class Rows> ATTN_INLINE void prefetch_half(Rows later, int64_t j, int64_t width) {
   prefetch_row(later[j / 2] + j % 2 * (width / 2), width / 2);
 }
 
 // Rows [first, first + kRows), kVecs vectors of features.
-template <int kRows, int kVecs, class In, class A>
-inline void thin_acc_blocks(const In* const* v, const In* const* later, int64_t n, int first, const A* weights,
-                            const A* alpha, A* o, int64_t ldo, int64_t x) {
+template <int kRows, int kVecs, class In, class A, class Rows>
+inline void thin_acc_blocks(Rows v, Rows later, int64_t n, int first, const A* weights, const A* alpha, A* o,
+                            int64_t ldo, int64_t x) {
   constexpr int L = Lanes<A>::n;
   vec<A> acc[kRows][kVecs] = {};
   for (int64_t j = 0; j < n; ++j) {
@@ -84,9 +84,9 @@ inline void thin_pair_weights(const float* weights, int64_t n, bf16x2* pairs) {
 
 // Rows [first, first + kRows), 32 * kHalves features, two keys at a time. Features of o stay in the order of the
 // interleaved vectors (thin_column).
-template <int kRows, int kHalves>
-inline void thin_acc_pairs(const bf16* const* v, const bf16* const* later, int64_t n, int first, const bf16x2* weights,
-                           const float* alpha, float* o, int64_t ldo, int64_t x) {
+template <int kRows, int kHalves, class Rows>
+inline void thin_acc_pairs(Rows v, Rows later, int64_t n, int first, const bf16x2* weights, const float* alpha,
+                           float* o, int64_t ldo, int64_t x) {
   constexpr auto words = std::make_integer_sequence<int, 32>{};
   f32v acc[kRows][2 * kHalves] = {};
   // Keys j and, with `both`, j + 1.
@@ -145,10 +145,10 @@ template <class In, class A> inline void thin_order(A* o, int64_t ldo, int64_t r
 
 // o[r] = o[r] * alpha[r] + sum of weight * value row, over n rows v; weights are [n][kThinRows], rounded
 // up like scores. With `guarded`, a weight of 0 silences a value row that isn't finite.
-// n is at most kThinPanel; `later` are n rows to fetch on the way.
-template <class In, class A>
-inline void thin_acc(const In* const* v, const In* const* later, int64_t n, int64_t dim, bool guarded, const A* weights,
-                     const A* alpha, A* o, int64_t ldo) {
+// n is at most kThinPanelAtMost; `later` are n rows to fetch on the way.
+template <class In, class A, class Rows>
+inline void thin_acc(Rows v, Rows later, int64_t n, int64_t dim, bool guarded, const A* weights, const A* alpha, A* o,
+                     int64_t ldo) {
   constexpr int L = Lanes<A>::n;
   if (guarded) {
     bool finite = true;
@@ -167,7 +167,7 @@ inline void thin_acc(const In* const* v, const In* const* later, int64_t n, int6
   int64_t x = 0;
 #if ATTN_BF16_DOT
   if constexpr (ThinOperand<In>::pairs) {
-    bf16x2 pairs[kThinPanel / 2 * kThinRows];
+    bf16x2 pairs[kThinPanelAtMost / 2 * kThinRows];
     thin_pair_weights(weights, n, pairs);
     for (; x + 128 <= dim; x += 128) {
       for (int r = 0; r < kThinRows; r += 2) thin_acc_pairs<2, 4>(v, later, n, r, pairs, alpha, o, ldo, x);
@@ -179,12 +179,13 @@ inline void thin_acc(const In* const* v, const In* const* later, int64_t n, int6
   constexpr int kVecs = kThinVecs;
   if constexpr (ATTN_VBYTES == 64) {
     for (; x + 2 * kVecs * L <= dim; x += 2 * kVecs * L) {
-      for (int r = 0; r < kThinRows; r += 2) thin_acc_blocks<2, 2 * kVecs>(v, later, n, r, weights, alpha, o, ldo, x);
+      for (int r = 0; r < kThinRows; r += 2)
+        thin_acc_blocks<2, 2 * kVecs, In>(v, later, n, r, weights, alpha, o, ldo, x);
     }
   }
   for (; x + kVecs * L <= dim; x += kVecs * L)
-    thin_acc_blocks<kThinRows, kVecs>(v, later, n, 0, weights, alpha, o, ldo, x);
-  for (; x + L <= dim; x += L) thin_acc_block(v, later, n, weights, alpha, o, ldo, x);
+    thin_acc_blocks<kThinRows, kVecs, In>(v, later, n, 0, weights, alpha, o, ldo, x);
+  for (; x + L <= dim; x += L) thin_acc_block<In>(v, later, n, weights, alpha, o, ldo, x);
   for (; x < dim; ++x) {
     for (int r = 0; r < kThinRows; ++r) {
       A sum = 0;

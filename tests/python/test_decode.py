@@ -87,6 +87,9 @@ CASES = [
     Decode("split", lengths=(5000, 2049, 4096, 3), S=5100, D=16),  # keys are cut every 2048
     Decode("split_rows", lengths=(4100, 2047), S=4200, D=16, Tq=5, H=2, Hkv=1),
     Decode("window", flags={"window": (50, 0)}, Tq=3),
+    Decode("window_of_two_panels_of_rows", H=2, Tq=8, D=64, flags={"window": (50, 0)}),
+    # The first key after the sinks lies in its page where the next sink would.
+    Decode("sinks_like_a_run", lengths=(300, 172), D=64, flags={"window": (166, 0), "sink_tokens": 5}),
     Decode("window_zero", flags={"window": (0, -1)}),
     Decode("sinks", flags={"window": (40, 0), "sink_tokens": 7}, Tq=4, dtypes=ALL),
     Decode("sinks_split", lengths=(4500, 30), S=4500, D=16, flags={"window": (2100, 0), "sink_tokens": 70}),
@@ -248,6 +251,32 @@ def test_threads_and_neighbours(dtype):
             q[one], k[one, :, :n], v[one, :, :n], seqlens=options["seqlens"][one], return_lse=True
         )
         same_bits(tight, [x[one] for x in expected])
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize(
+    "case",
+    [
+        Decode("", lengths=(4500, 17, 2500), S=4500, H=12, Hkv=6, D=64, Tq=3),
+        Decode("", lengths=(4100, 2048), S=4100, H=6, Hkv=3, D=128, Dv=72, weight=(2, 3, 4100)),
+        Decode("", S=4500, lengths=(4500, 130), D=96, flags={"window": (2199, 0), "sink_tokens": 21}),
+        Decode("", S=600, lengths=tuple(range(3, 600, 40)), Tq=3, flags={"window": (77, 0)}),
+    ],
+    ids=["rows", "weight", "window", "short"],
+)
+@pytest.mark.parametrize("dtype", HALF_AND_SINGLE, ids=str)
+def test_heads_that_share_pages(case, dtype):
+    """How many heads of a page are read together depends on the number of threads; results don't."""
+    q, k, v, options = case.inputs(dtype)
+    expected = attn.decode_attention(q, k, v, **options, return_lse=True)
+    try:
+        for page in (16, 64, 256, 320):
+            pk, pv, in_page = in_pages(k, v, options, page)
+            for n in (1, 2, 7):
+                torch.set_num_threads(n)
+                same_bits(attn.decode_attention(q, pk, pv, **in_page, return_lse=True), expected)
+    finally:
+        torch.set_num_threads(THREADS)
 
 
 @pytest.mark.isa

@@ -1,0 +1,144 @@
+// A handful of query rows against a sequence's keys (decoding), panel by panel of a tile (thin_rows.h). Rows of several
+// kv heads may go through the keys together, a tile of each in turn: pages hold the keys of all heads side by side, and
+// are then read as one stream.
+#pragma once
+
+#include "cpu/mask_panel.h"
+#include "cpu/thin_values.h"
+
+ATTN_NAMESPACE_BEGIN
+
+template <class In> struct ThinWalk {
+  using Op = ThinOperand<In>;
+  using A = typename Op::A;
+  static constexpr int kGroups = kThinRowsAtMost / kThinRows;
+
+  // Rows of a kv head: queries [kThinRowsAtMost][thin_width] and what they have come to.
+  struct Head {
+    int64_t index;
+    const In *k, *v;
+    typename Op::Element* q;
+    A *o, *m, *l;
+  };
+
+  const AttendParams& p;
+  const int64_t columns;
+  Head* head;
+  int heads = 0;
+  const RowBlock* rows = nullptr;
+  PanelReach reach[kGroups];
+  A *s, *spread, *alpha, *key_weight;  // spread: the scores, one key a vector
+  int32_t* segment;
+  const In **k_list, **v_list, **next_list;
+
+  // `columns` apart lie the rows of o.
+  ThinWalk(const AttendParams& params, int64_t o_columns, int64_t heads_at_most, Carve& c)
+      : p(params), columns(o_columns) {
+    const int keys = tile_keys(p.dim, p.dim_v);
+    head = c.take<Head>(heads_at_most);
+    const int64_t width = kThinRowsAtMost * thin_width<In>(p.dim);
+    auto* q = c.take<typename Op::Element>(heads_at_most * width);
+    for (int64_t h = 0; c.base && h < heads_at_most; ++h) head[h].q = q + h * width;
+    s = c.take<A>(kThinPanelAtMost * kThinRows);
+    spread = c.take<A>(kThinPanelAtMost * Lanes<A>::n);
+    alpha = c.take<A>(kThinRows);
+    key_weight = c.take<A>(keys);
+    segment = c.take<int32_t>(keys);
+    k_list = c.take<const In*>(kThinPanelAtMost);
+    v_list = c.take<const In*>(kThinPanelAtMost);
+    next_list = c.take<const In*>(kThinPanelAtMost);
+  }
+
+  // One more kv head. `block` are its rows, or as many of another head, which see the same keys; o, m and l are theirs.
+  void add_head(const Sequence& seq, const RowBlock& block, const In* const* q_rows, A* o, A* m, A* l) {
+    Head& h = head[heads++];
+    h.index = block.group.head_kv;
+    h.k = key_base<In>(p, p.k, seq, h.index);
+    h.v = key_base<In>(p, p.v, seq, h.index);
+    h.o = o;
+    h.m = m;
+    h.l = l;
+    const int64_t width = thin_width<In>(p.dim);
+    for (int32_t r = 0; r < kThinRowsAtMost; ++r) {
+      if (r < block.rows) thin_query(q_rows[r], p.dim, h.q + r * width);
+      else std::memset(static_cast<void*>(h.q + r * width), 0, width * sizeof *h.q);
+      m[r] = -kInfinity<A>;
+      l[r] = 0;
+    }
+    std::memset(o, 0, kThinRowsAtMost * columns * sizeof(A));
+    rows = &block;
+    for (int g = 0; g < groups(); ++g)
+      reach[g] = panel_reach(block, g * kThinRows, min_i32((g + 1) * kThinRows, block.rows));
+  }
+
+  int groups() const { return (rows->rows + kThinRows - 1) / kThinRows; }
+
+  // The tile, whose keys every head looks at. `next` is the one that follows, or null.
+  void tile(const Sequence& seq, const KeyTile& now, const KeyTile* next, bool first) {
+    const int step = thin_panel_keys<In>(p.dim, p.dim_v);
+    auto panel_of = [&](const KeyTile& t, int h, int begin) {
+      return ThinKeys<In>{&t, begin, min_i32(begin + step, t.n), head[h].k, head[h].v};
+    };
+    ThinKeys<In> keys = panel_of(now, 0, 0);
+    // Who fetches the first panel of all?
+    for (int i = 0; first && i < keys.end; ++i) prefetch_row(keys.row(keys.k, p.k, i), p.dim);
+    for (int h = 0; h < heads; ++h) {
+      const Modifiers<A> mod = load_modifiers(p, seq, head[h].index, now, key_weight, segment);
+      PanelKeys seen[kGroups];
+      for (int g = 0; g < groups(); ++g) {
+        const int32_t row = g * kThinRows, end = min_i32(row + kThinRows, rows->rows);
+        PanelKeys& k = seen[g];
+        k = panel_keys(now, *rows, row, end, reach[g], mod, false);
+        if (k.a < k.b && mod.segment && !segments_meet(*rows, row, end, segment, k.a, k.b)) k.b = k.a;
+      }
+      for (int begin = 0; begin < now.n; begin += step) {
+        ThinKeys<In> following = keys;  // stands in past the last one: there is nothing to fetch
+        if (begin + step < now.n) following = panel_of(now, h, begin + step);
+        else if (h + 1 < heads) following = panel_of(now, h + 1, 0);
+        else if (next) following = panel_of(*next, 0, 0);
+        panel(head[h], keys, following, seen, mod);
+        keys = following;
+      }
+    }
+  }
+
+  // Rows of o with their features in order.
+  void finish() {
+    for (int h = 0; h < heads; ++h) thin_order<In>(head[h].o, columns, rows->rows, p.dim_v);
+  }
+
+ private:
+  void panel(const Head& h, const ThinKeys<In>& keys, const ThinKeys<In>& following, const PanelKeys* seen,
+             const Modifiers<A>& mod) {
+    if (keys.even() && following.even()) {
+      all_rows(h, keys, keys.rows(keys.k, p.k), keys.rows(keys.v, p.v), following.rows(following.k, p.k), seen, mod);
+    } else {
+      all_rows(h, keys, keys.rows(keys.k, p.k, k_list), keys.rows(keys.v, p.v, v_list),
+               following.rows(following.k, p.k, next_list), seen, mod);
+    }
+  }
+
+  // All rows of a head against a panel, while it lies in L1.
+  template <class Rows>
+  void all_rows(const Head& h, const ThinKeys<In>& keys, Rows k, Rows v, Rows next_k, const PanelKeys* seen,
+                const Modifiers<A>& mod) {
+    for (int g = 0; g < groups(); ++g) {
+      const int a = max_i32(keys.begin, seen[g].a), b = min_i32(keys.end, seen[g].b), at = a - keys.begin, n = b - a;
+      if (n <= 0) continue;
+      const bool masked = max_i32(a, seen[g].cut_a) < min_i32(b, seen[g].cut_b);
+      const int32_t row = g * kThinRows;
+      thin_dot<In, A>(k.from(at), v.from(at), n, p.dim, h.q + row * thin_width<In>(p.dim),
+                      static_cast<A>(p.scale * kLog2e), s);
+      if (masked || mod.softcap > 0 || mod.key_weight) {
+        vec<A> top[1];
+        thin_spread(s, n, spread);
+        modify_panel<A, 1>(spread, a, b, *rows, row, *keys.tile, mod, masked, reach[g], top);
+        thin_gather(spread, n, s);
+      }
+      thin_softmax(s, n, h.m + row, h.l + row, alpha);
+      thin_acc<In, A>(v.from(at), next_k.from(at), n, p.dim_v, masked, s, alpha, h.o + row * columns, columns);
+    }
+  }
+};
+
+ATTN_NAMESPACE_END
