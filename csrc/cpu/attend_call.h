@@ -8,6 +8,7 @@ ATTN_NAMESPACE_BEGIN
 
 template <class In> struct ForwardCall {
   using Item = ForwardItem<In>;
+  using T = typename Item::T;
   using A = typename Item::A;
   const AttendParams& p;
   const RowItems items;
@@ -17,12 +18,14 @@ template <class In> struct ForwardCall {
   const bool all_keys_near;  // and all keys of a head stay in its cache
   int64_t scratch_bytes, partial_size;
   A* partial = nullptr;  // [items][kMaxRows][columns + 2]: o, m, l of every split
-  // What the last item of a worker has fetched for another.
+  // What the last item of a worker leaves for another: what it has fetched, and values that it has packed.
   struct alignas(64) Followed {
     int64_t next = -1;
     bool same_keys = false;
+    ColumnOperand<T, In> values{};
   };
   Followed* followed = nullptr;
+  T* packed = nullptr;  // [workers]: values of a head whose keys are one tile
 
   explicit ForwardCall(const AttendParams& params)
       : p(params), items(params, true), together(heads_together()), capacity(tile_capacity()),
@@ -34,10 +37,18 @@ template <class In> struct ForwardCall {
     partial_size = items.splits > 1 ? items.rows_at_most() * (probe.columns + 2) : 0;
     if (items.splits > 1) partial = new A[items.count() * partial_size];
     if (in_runs) followed = new Followed[parallel_threads()];
+    if (in_runs && p.tk <= tile_keys(p.dim, p.dim_v)) {
+      const int64_t size = depth_of<T>(p.tk) * probe.columns;
+      constexpr uintptr_t kLine = 64;
+      packed = new T[parallel_threads() * size + kLine / sizeof(T)];
+      T* first = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(packed) + kLine - 1) / kLine * kLine);
+      for (int i = 0; i < parallel_threads(); ++i) followed[i].values.scratch = first + i * size;
+    }
   }
   ~ForwardCall() {
     delete[] partial;
     delete[] followed;
+    delete[] packed;
   }
 
   // Pages hold the keys of all kv heads side by side. Where all of a sequence's heads look at the same keys and there
@@ -91,6 +102,7 @@ template <class In> struct ForwardCall {
       if (in_runs) look_ahead(index, seq, item, followed[worker]);
       item.take_rows(seq);
     }
+    if (packed) item.values = &followed[worker].values;
     const int64_t k_lo = split * kSplitKeys, k_hi = k_lo + kSplitKeys;
     const bool last = split + 1 == items.splits || k_hi > seq.keys;
     item.attend(seq, clamp_position(k_lo), last ? seq.keys : clamp_position(k_hi), capacity, items.splits == 1);

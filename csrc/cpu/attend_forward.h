@@ -1,10 +1,10 @@
 // Attention forward: for each block of rows, walk the schedule's key tiles; scores, rule, online softmax, values.
 #pragma once
 
-#include "cpu/lanes.h"
 #include "cpu/mask_panel.h"
 #include "cpu/row_items.h"
 #include "cpu/row_operand.h"
+#include "cpu/row_results.h"
 #include "cpu/softmax_panel.h"
 #include "cpu/thin_walk.h"
 
@@ -17,7 +17,6 @@ template <class In> struct ForwardItem {
 
   const AttendParams& p;
   const int64_t depth, columns;
-  const pool::RowWriter<In> writer;
   RowBlock* rows;
   KeyTile *tiles, *tile, *next_tile;  // two; the one that is worked on, and the one after it or null
   FetchAhead<In>* ahead;
@@ -26,9 +25,9 @@ template <class In> struct ForwardItem {
   ColumnOperand<T, In>* values;
   A *o, *m, *l, *s, *alpha, *key_weight;  // o is undefined in rows that have seen no key
   static_assert(kMaxRows <= 32 * W, "a bit for every panel");
-  uint32_t summed = 0;                        // panels, a bit each, whose rows o holds
-  const In **q_rows, **next_rows;             // addresses of the item's rows, and of those of the next one
-  In **results, *result_block;                // of a panel: addresses of its rows, and scratch for them
+  uint32_t summed = 0;             // panels, a bit each, whose rows o holds
+  const In **q_rows, **next_rows;  // addresses of the item's rows, and of those of the next one
+  RowResults<In> results;
   int32_t next_count = 0;                     // how many of the latter are known
   bool rows_near = false, keys_near = false;  // the thread's last item fetched the rows; and looked at the same keys
   T* weights;
@@ -39,9 +38,7 @@ template <class In> struct ForwardItem {
 
   // `together`: kv heads whose few rows go through the keys in one item.
   ForwardItem(const AttendParams& params, int64_t together, Carve& c)
-      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)),
-        writer(params.batch * params.heads * params.tq * params.dim_v * int64_t{sizeof(In)} >= pool::kStreamBytes,
-               nullptr, params.dim_v),
+      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)), results(params, c, W),
         walk(params, columns, together, c) {
     const int keys = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
@@ -53,6 +50,7 @@ template <class In> struct ForwardItem {
     k = c.take<T>(keys * depth);
     T* value_columns = c.take<T>(keys * columns);
     if (c.base) values->scratch = value_columns;
+    if (c.base) values->held = nullptr;
     o = c.take<A>((kMaxRows + W) * columns);
     m = c.take<A>(kMaxRows + 2 * W);
     l = c.take<A>(kMaxRows + 2 * W);
@@ -63,8 +61,6 @@ template <class In> struct ForwardItem {
     segment = c.take<int32_t>(keys);
     q_rows = c.take<const In*>(kMaxRows);
     next_rows = c.take<const In*>(kMaxRows);
-    results = c.take<In*>(W);
-    result_block = c.take<In>(W * p.dim_v);
     sums = c.take<A>(together > 1 ? together * sums_size() : 0);
   }
 
@@ -121,15 +117,16 @@ template <class In> struct ForwardItem {
     pack_panel<T, In>([&](int64_t r) { return q_rows[first + r]; }, n, p.dim, q + first * depth, n <= L ? L : W);
   }
 
-  // Scores of keys [a, b) of the tile into `to`, and their maximum. Only a cut run is masked.
-  template <int NV> void scores(int32_t first, int a, int b, bool cut, const PanelReach& reach,
-                                const RowOperand<T, In>& kt, const Modifiers<A>& mod, A* to, vec<A>* top) {
+  // Scores of keys [a, b) of the tile, times c, into `to`, and their maximum. Only a cut run is masked.
+  template <int NV, class C> void scores(int32_t first, int a, int b, bool cut, const PanelReach& reach,
+                                         const RowOperand<T, In>& kt, const Modifiers<A>& mod, C c, A* to,
+                                         vec<A>* top) {
     if (a >= b) return;
     vec<A> here[NV];
     for (int i = 0; i < NV; ++i) here[i] = splat(-kInfinity<A>);
     A* s_run = to;
     kt.for_runs(a, b, [&](const T* rows_k, int64_t ld, int n) {
-      dot_panel<T, NV>(rows_k, ld, n, depth, q + first * depth, static_cast<A>(p.scale * kLog2e), s_run, here, *ahead);
+      dot_panel<T, NV>(rows_k, ld, n, depth, q + first * depth, c, s_run, here, *ahead);
       s_run += n * NV * L;
     });
     if (cut || mod.softcap > 0 || mod.key_weight)
@@ -139,14 +136,16 @@ template <class In> struct ForwardItem {
 
   // Values are waited for after the first panel's scores.
   void place_values(const Sequence& seq, bool masked) {
-    if (!values_placed)
-      values->place(tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v), nullptr);
+    if (!values_placed) {
+      const TokenRows<In> tokens = tile->rows(key_base<In>(p, p.v, seq, rows->group.head_kv), p.v, p.dim_v);
+      if (!values->holds(tokens)) values->place(tokens, nullptr);
+    }
     values_placed = true;
     if (masked) values->check();
   }
 
-  // One panel of rows against its keys of the tile.
-  template <int NV> void panel(const Sequence& seq, int32_t first, const PanelKeys& keys, const PanelReach& reach,
+  // One panel of rows against its keys of the tile. True: they were its last and its results are written.
+  template <int NV> bool panel(const Sequence& seq, int32_t first, const PanelKeys& keys, const PanelReach& reach,
                                const RowOperand<T, In>& kt, const Modifiers<A>& mod) {
     vec<A> top[NV];
     for (int i = 0; i < NV; ++i) top[i] = splat(-kInfinity<A>);
@@ -154,15 +153,32 @@ template <class In> struct ForwardItem {
     const int a = keys.a, b = keys.b, cut_a = a + (keys.cut_a - a) / kDotRows * kDotRows,
               cut_b =
                   keys.masked() ? min_i32(b, cut_a + (keys.cut_b - cut_a + kDotRows - 1) / kDotRows * kDotRows) : cut_a;
-    scores<NV>(first, a, cut_a, false, reach, kt, mod, s, top);
-    scores<NV>(first, cut_a, cut_b, true, reach, kt, mod, s + (cut_a - a) * NV * L, top);
-    scores<NV>(first, cut_b, b, false, reach, kt, mod, s + (cut_b - a) * NV * L, top);
-    softmax_panel<T, NV>(s, b - a, top, m + first, l + first, alpha, weights);
+    const auto all_scores = [&](auto c) {
+      scores<NV>(first, a, cut_a, false, reach, kt, mod, c, s, top);
+      scores<NV>(first, cut_a, cut_b, true, reach, kt, mod, c, s + (cut_a - a) * NV * L, top);
+      scores<NV>(first, cut_b, b, false, reach, kt, mod, c, s + (cut_b - a) * NV * L, top);
+    };
+    // Softmax multiplies by the scale for free, but what is modified has to be a logit, and -inf to stay what it is.
+    const A scale = static_cast<A>(p.scale * kLog2e);
+    const bool logits = mod.softcap > 0 || mod.key_weight || !(scale > 0);
+    if (logits) all_scores(scale);
+    else all_scores(Unscaled{});
+    softmax_panel<T, NV, true>(s, b - a, top, logits ? A{1} : scale, m + first, l + first, alpha, weights);
     place_values(seq, keys.masked());
     const uint32_t bit = 1u << first / W;
-    values->accumulate(weights, NV * L, min_i32(NV * L, rows->rows - first), a, b - a, summed & bit ? alpha : nullptr,
-                       o + first * columns, columns);
+    const int32_t lanes = min_i32(NV * L, rows->rows - first);
+    const A* rescale = summed & bit ? alpha : nullptr;
+    if (finishes && !next_tile && values->writes_rows()) {
+      A factor[W];
+      close(seq, first, first + lanes, factor);
+      values->write_rows(weights, NV * L, lanes, a, b - a, rescale, o + first * columns, columns, factor,
+                         results.places);
+      results.done();
+      return true;
+    }
+    values->accumulate(weights, NV * L, lanes, a, b - a, rescale, o + first * columns, columns);
     summed |= bit;
+    return false;
   }
 
   // The first keys of the next split, which this thread is likely to work on next: to be fetched over the last ones of
@@ -194,22 +210,20 @@ template <class In> struct ForwardItem {
       const PanelKeys keys = panel_keys(*tile, *rows, first, last, reach, mod, kPairRows<T>);
       const bool sees =
           keys.a < keys.b && !(mod.segment && !segments_meet(*rows, first, last, segment, keys.a, keys.b));
+      bool written = false;
       if (first_tile) pack_queries(first);
       if (sees) {
         if (!placed) {
           kt.place(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
           placed = true;
         }
-        if (finishes && !next_tile && !writer.streams()) {
-          list_results(seq, first, last);
-          ahead->results.start(results, 0, last - first, p.dim_v, (tile->n + kDotRows - 1) / kDotRows);
-        }
-        if (last - first <= L) panel<1>(seq, first, keys, reach, kt, mod);
-        else panel<2>(seq, first, keys, reach, kt, mod);
+        if (finishes && !next_tile) results.list(*rows, seq, first, last);
+        written =
+            last - first <= L ? panel<1>(seq, first, keys, reach, kt, mod) : panel<2>(seq, first, keys, reach, kt, mod);
         if (!fetched) fetch_next(seq, first / W + 1);
         fetched = true;
       }
-      if (finishes && !next_tile) finish(seq, first, last);
+      if (finishes && !next_tile && !written) finish(seq, first, last);
     }
     first_tile = false;
   }
@@ -283,7 +297,15 @@ template <class In> struct ForwardItem {
 
   // Writes out and lse of a panel's rows from accumulators o, m, l.
   void finish(const Sequence& seq, int32_t first, int32_t last) {
-    A factor[W], lse[W], sink[W];
+    A factor[W];
+    close(seq, first, last, factor);
+    results.list(*rows, seq, first, last);
+    results.write(summed >> first / W & 1 ? o + first * columns : nullptr, columns, factor);
+  }
+
+  // Writes lse of a panel's rows. Their sums times `factor` are the result.
+  void close(const Sequence& seq, int32_t first, int32_t last, A* factor) {
+    A lse[W], sink[W];
     if (p.sink_logits) {
       for (int32_t i = 0; i < W; ++i) sink[i] = -kInfinity<A>;
       rows->for_rows(first, last, [&](int32_t r, int32_t head, int32_t) {
@@ -292,24 +314,9 @@ template <class In> struct ForwardItem {
     }
     finish_rows(m + first, l + first, p.sink_logits ? sink : nullptr, W, factor, lse);
     for (int32_t r = first; p.head_gate.data && r < last; ++r) factor[r - first] *= gate(seq, r);
-    const bool some = summed >> first / W & 1;
-    list_results(seq, first, last);
-    for (int32_t r = first; r < last; ++r) {
-      In* to = writer.streams() ? result_block + (r - first) * p.dim_v : results[r - first];
-      if (some) store_row(o + r * columns, factor[r - first], to, p.dim_v);
-      else std::memset(static_cast<void*>(to), 0, p.dim_v * sizeof(In));
-    }
-    for (int32_t i = 0; writer.streams() && i < last - first; ++i) writer.write(result_block + i * p.dim_v, results[i]);
-    rows->for_rows(first, last, [&](int32_t r, int32_t head, int32_t query) {
-      const int64_t token = seq.q_token + query;
-      static_cast<A*>(p.lse)[(seq.batch * p.heads + head) * p.tq + token] = lse[r - first];
-    });
-  }
-
-  void list_results(const Sequence& seq, int32_t first, int32_t last) {
-    rows->for_rows(first, last, [&](int32_t r, int32_t head, int32_t query) {
-      results[r - first] = static_cast<In*>(p.out.data) + seq.batch * p.out.batch + head * p.out.head +
-                           (seq.q_token + query) * p.out.token;
+    rows->for_heads(first, last, [&](int32_t r, int32_t n, int32_t head, int32_t query) {
+      A* to = static_cast<A*>(p.lse) + (seq.batch * p.heads + head) * p.tq + seq.q_token + query;
+      for (int32_t i = 0; i < n; ++i) to[i] = lse[r - first + i];
     });
   }
 

@@ -10,40 +10,55 @@
 ATTN_NAMESPACE_BEGIN
 
 // 2^x for x <= 127. x of -127 and below (in particular -inf) gives exactly 0, NaN gives NaN, 2^0 is exactly 1.
-// x = n + f; 2^f by a degree-5 polynomial (minimax in relative error, constant term fixed at 1).
+// x = n + f; 2^f by a polynomial of degree 5, or 4 (minimax in relative error, constant term fixed at 1).
 #if ATTN_VBYTES == 64 && defined(__AVX512DQ__)
-// n = floor(x), f in [0, 1): one instruction gives f, another multiplies by 2^floor(x). Error 8.2e-8.
-ATTN_INLINE f32v exp2_fraction(f32v f) {
-  f32v r = f * 1.867130072e-03f + 9.017030316e-03f;
-  r = r * f + 5.579991311e-02f;
-  r = r * f + 2.401644502e-01f;
-  r = r * f + 6.931513118e-01f;
+// n = floor(x), f in [0, 1): one instruction gives f, another multiplies by 2^floor(x). Error 8.2e-8, or 3.0e-6.
+template <int kDegree> ATTN_INLINE f32v exp2_fraction(f32v f) {
+  f32v r;
+  if constexpr (kDegree == 4) {
+    r = f * 1.342668425e-02f + 5.224247427e-02f;
+    r = r * f + 2.412802047e-01f;
+    r = r * f + 6.930448449e-01f;
+  } else {
+    r = f * 1.867130072e-03f + 9.017030316e-03f;
+    r = r * f + 5.579991311e-02f;
+    r = r * f + 2.401644502e-01f;
+    r = r * f + 6.931513118e-01f;
+  }
   return r * f + 1.0f;
 }
-ATTN_INLINE f32v exp2v(f32v x) {
+template <int kDegree> ATTN_INLINE f32v exp2_by(f32v x) {
   const __m512 v = (__m512)x;
-  const f32v r = exp2_fraction((f32v)_mm512_maskz_reduce_ps(0xffff, v, 0x01));
+  const f32v r = exp2_fraction<kDegree>((f32v)_mm512_maskz_reduce_ps(0xffff, v, 0x01));
   const __mmask16 nonzero = _mm512_cmp_ps_mask(v, _mm512_set1_ps(-127.0f), _CMP_NLE_UQ);  // true for NaN
   return (f32v)_mm512_maskz_scalef_ps(nonzero, (__m512)r, v);
 }
 #else
 // n = the nearest integer, f in [-0.5, 0.5], 2^n by writing the exponent field: at n = -127 that field is 0, hence 0.
-// Error 9.2e-8.
-ATTN_INLINE f32v exp2v(f32v x) {
+// Error 9.2e-8, or 2.9e-6.
+template <int kDegree> ATTN_INLINE f32v exp2_by(f32v x) {
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it leaves round(x) in the low mantissa bits
   x = x < -127.0f ? splat(-127.0f) : x;
   const f32v t = x + magic;
   const f32v f = x - (t - magic);
   // Unsigned: what lies outside the promised range is wrong, but never undefined.
   const u32v scale = (bit_cast<u32v>(t) << 23) + (127u << 23);
-  f32v r = f * 1.326472731e-03f + 9.671512991e-03f;
-  r = r * f + 5.550733581e-02f;
-  r = r * f + 2.402224243e-01f;
-  r = r * f + 6.931470037e-01f;
+  f32v r;
+  if constexpr (kDegree == 4) {
+    r = f * 9.582853029e-03f + 5.590642459e-02f;
+    r = r * f + 2.402409861e-01f;
+    r = r * f + 6.931241934e-01f;
+  } else {
+    r = f * 1.326472731e-03f + 9.671512991e-03f;
+    r = r * f + 5.550733581e-02f;
+    r = r * f + 2.402224243e-01f;
+    r = r * f + 6.931470037e-01f;
+  }
   r = r * f + 1.0f;
   return r * bit_cast<f32v>(scale);
 }
 #endif
+ATTN_INLINE f32v exp2v(f32v x) { return exp2_by<5>(x); }
 
 // float64 serves gradient checks: accuracy matters, speed doesn't.
 ATTN_INLINE f64v exp2v(f64v x) {
@@ -52,8 +67,8 @@ ATTN_INLINE f64v exp2v(f64v x) {
   return r;
 }
 
-// log2(x) for x >= 1 and finite, NaN for NaN; error 1e-7 of the result. With x = 2^n m and s = (m - 1) / (m + 1),
-// ln m = 2 (s + s^3 / 3 + s^5 / 5 + ...), and |s| < 0.18 for m between the square roots of 1/2 and 2.
+// log2(x) for x > 0, normal and finite, NaN for NaN; error 1e-7 of the result. With x = 2^n m and s = (m - 1) / (m +
+// 1), ln m = 2 (s + s^3 / 3 + s^5 / 5 + ...), and |s| < 0.18 for m between the square roots of 1/2 and 2.
 ATTN_INLINE f32v log2v(f32v x) {
   const u32v bits = bit_cast<u32v>(x), shifted = bits - 0x3f3504f3u;  // of sqrt(1/2)
   const f32v n = __builtin_convertvector(bit_cast<i32v>(shifted) >> 23, f32v);

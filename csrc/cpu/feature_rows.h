@@ -41,7 +41,7 @@ template <class V> ATTN_INLINE V sigmoidv(V x) { return reciprocal(1 + exp_cappe
 ATTN_INLINE f32v sigmoidv(f32v x) {
   const __m512 y = _mm512_min_ps(_mm512_set1_ps(126), (__m512)(x * -static_cast<float>(kLog2e)));  // NaN is the second
   return reciprocal(1 +
-                    (f32v)_mm512_scalef_ps((__m512)exp2_fraction((f32v)_mm512_maskz_reduce_ps(0xffff, y, 0x01)), y));
+                    (f32v)_mm512_scalef_ps((__m512)exp2_fraction<5>((f32v)_mm512_maskz_reduce_ps(0xffff, y, 0x01)), y));
 }
 #endif
 

@@ -64,8 +64,12 @@ ATTN_INLINE void product_block(const T* __restrict a, int64_t lda, int64_t depth
   }
 }
 
-template <class T, int MR, int NV>
-ATTN_INLINE void dot_block(const T* a, int64_t lda, int64_t depth, const T* b, Acc<T> c, Acc<T>* __restrict s,
+// As the c of dot_panel: 1, without a multiplication.
+struct Unscaled {};
+template <class V> ATTN_INLINE V operator*(V x, Unscaled) { return x; }
+
+template <class T, int MR, int NV, class C>
+ATTN_INLINE void dot_block(const T* a, int64_t lda, int64_t depth, const T* b, C c, Acc<T>* __restrict s,
                            vec<Acc<T>>* top) {
   constexpr int L = kLanes<T>;
   vec<Acc<T>> acc[MR][NV];
@@ -104,10 +108,10 @@ struct NothingBetween {
   ATTN_INLINE void operator()() const {}
 };
 
-// S [rows][NV * lanes] and, in `top`, the maximum over the rows. lda and depth count T. `between` is called after every
-// block of at most kDotRows rows.
-template <class T, int NV, class F = NothingBetween>
-inline void dot_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, Acc<T> c, Acc<T>* s,
+// S [rows][NV * lanes] and, in `top`, the maximum over the rows. lda and depth count T. c is an Acc<T> or Unscaled.
+// `between` is called after every block of at most kDotRows rows.
+template <class T, int NV, class C, class F = NothingBetween>
+inline void dot_panel(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, C c, Acc<T>* s,
                       vec<Acc<T>>* top, F&& between = {}) {
   for_row_blocks(rows, [&](auto at_once, int64_t n) __attribute__((always_inline)) {
     dot_block<T, at_once, NV>(a + n * lda, lda, depth, b, c, s + n * NV * kLanes<T>, top);

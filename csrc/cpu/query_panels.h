@@ -139,7 +139,7 @@ template <class In> class PanelForward {
           for (int x = 0; x < NV; ++x) top[x] = splat(-kInf<A>);
           dot_panel<T, NV>(keys.data, keys.ld, tokens.n, depth_, panel(set, head, i), logit_factor(), z.s, top);
           if (p_.activation == PoolActivation::softmax_keys) {
-            softmax_panel<T, NV>(z.s, tokens.n, top, z.m + row, z.l + row, z.alpha, z.weights);
+            softmax_panel<T, NV>(z.s, tokens.n, top, A{1}, z.m + row, z.l + row, z.alpha, z.weights);
           } else {
             relu(z.s, tokens.n * NV * L);
             store_weights<T, NV>(z.s, tokens.n, z.weights);

@@ -20,16 +20,20 @@ struct RowSpan {
   int32_t head_of(int32_t r) const { return static_cast<int32_t>(group.head) + r / tile_rows; }
   int32_t query_of(int32_t r) const { return group.q_begin + r % tile_rows; }
 
-  // f(row, head, query) for rows [first, last), without a division for each.
-  template <class F> ATTN_INLINE void for_rows(int32_t first, int32_t last, F&& f) const {
-    int32_t head = static_cast<int32_t>(group.head) + first / tile_rows, i = first % tile_rows;
-    for (int32_t r = first; r < last; ++r) {
-      f(r, head, group.q_begin + i);
-      if (++i == tile_rows) {
-        i = 0;
-        ++head;
-      }
+  // f(first row, count, head, its first query) for the rows of every head in [first, last).
+  template <class F> ATTN_INLINE void for_heads(int32_t first, int32_t last, F&& f) const {
+    int32_t head = head_of(first), i = first % tile_rows;
+    for (int32_t n; first < last; first += n, ++head, i = 0) {
+      n = min_i32(tile_rows - i, last - first);
+      f(first, n, head, group.q_begin + i);
     }
+  }
+
+  // f(row, head, query) for rows [first, last).
+  template <class F> ATTN_INLINE void for_rows(int32_t first, int32_t last, F&& f) const {
+    for_heads(first, last, [&](int32_t r, int32_t n, int32_t head, int32_t query) {
+      for (int32_t i = 0; i < n; ++i) f(r + i, head, query + i);
+    });
   }
 };
 

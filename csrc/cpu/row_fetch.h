@@ -21,7 +21,14 @@ template <class In> struct RowFetch {
 
   ATTN_INLINE void operator()() {
     const int64_t to = next + step < end ? next + step : end;
-    for (; next < to; ++next) prefetch_row<2>(rows[next], dim);
+    for (; next < to; ++next) {
+      // Two lines at a time: a branch less, of those that are hard to predict here.
+      const char* at = reinterpret_cast<const char*>(rows[next]);
+      for (int64_t byte = 0; byte < dim * int64_t{sizeof(In)}; byte += 128) {
+        __builtin_prefetch(at + byte, 0, 2);
+        __builtin_prefetch(at + byte + 64, 0, 2);
+      }
+    }
   }
 };
 

@@ -100,8 +100,8 @@ struct RowItems {
   }
 
  private:
-  // f(tiling, head, row tile) of an item. Later tiles come first: with a causal mask they are the longest, and the
-  // queue ends with short ones.
+  // f(tiling, head, row tile) of an item. With a causal mask later tiles come first: they are the longest, and the
+  // queue ends with short ones. Else they come as they lie in memory.
   template <class F> bool at(int64_t item, Sequence& seq, int64_t& split, F&& f) const {
     int64_t which, part;
     index.locate(item, which, part);
@@ -110,7 +110,8 @@ struct RowItems {
     part /= splits;
     const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, tile);
     const int64_t tiles = row_tile_count(tiling, seq.queries);
-    return f(tiling, part / tiles * heads, tiles - 1 - part % tiles);
+    const int64_t t = part % tiles;
+    return f(tiling, part / tiles * heads, p.rule.causal ? tiles - 1 - t : t);
   }
 };
 

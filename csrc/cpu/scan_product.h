@@ -253,7 +253,7 @@ template <class T> class ScanProduct {
     if constexpr (kPairs) scores = strip_;
     else scores = p + depth * width;
     vec<A> top[NV] = {};
-    dot_panel<T, NV>(b_rows_, depth_of<T>(ld_in), keys, depth, p, A{1}, scores, top);
+    dot_panel<T, NV>(b_rows_, depth_of<T>(ld_in), keys, depth, p, Unscaled{}, scores, top);
     mask<NV>(scores, first, keys);
     if (z) sum_mass<NV>(first, keys, p, scores, z);
     if constexpr (kPairs) {
@@ -281,9 +281,9 @@ template <class T> class ScanProduct {
       pair_row(z, mass_rows_);
       pair_row(rest, mass_rows_ + depth_of<T>(ld_in));
       z_rows = 2;
-      dot_panel<T, NV>(mass_rows_, depth_of<T>(ld_in), 2, depth, p, A{1}, own, top);
+      dot_panel<T, NV>(mass_rows_, depth_of<T>(ld_in), 2, depth, p, Unscaled{}, own, top);
     } else {
-      dot_panel<T, NV>(z, ld_in, 1, depth, p, A{1}, own, top);
+      dot_panel<T, NV>(z, ld_in, 1, depth, p, Unscaled{}, own, top);
     }
     for (int v = 0; v < NV; ++v) {
       vec<A> sum{};

@@ -88,6 +88,18 @@ template <> ATTN_INLINE u32v splat<bf16x2>(bf16x2 x) { return x.bits + u32v{}; }
 template <class V> ATTN_INLINE V vmax(V a, V b) { return a > b ? a : b; }
 template <class V> ATTN_INLINE V vmin(V a, V b) { return a < b ? a : b; }
 
+// Does a comparison hold in any lane?
+template <class M> ATTN_INLINE bool any_lane(M m) {
+#if ATTN_VBYTES == 64 && defined(__AVX512DQ__)
+  return _mm512_movepi32_mask((__m512i)m) != 0;
+#else
+  uint64_t words[sizeof m / 8], any = 0;
+  std::memcpy(words, &m, sizeof m);
+  for (const uint64_t word : words) any |= word;
+  return any != 0;
+#endif
+}
+
 template <class To, class From> ATTN_INLINE To bit_cast(From x) {
   static_assert(sizeof(To) == sizeof(From), "same size");
   To y;

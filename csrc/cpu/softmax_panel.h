@@ -9,32 +9,48 @@
 ATTN_NAMESPACE_BEGIN
 
 // Turns scores s [n][W] into weights (written to `weights`, as operand type T) and updates m, l; alpha rescales what
-// was accumulated so far. A row that has seen no key keeps m = -inf and its weights are exactly 0.
-template <class T, int NV>
-inline void softmax_panel(Acc<T>* s, int n, const vec<Acc<T>>* top, Acc<T>* m, Acc<T>* l, Acc<T>* alpha, T* weights) {
+// was accumulated so far. Scores times c > 0 are logits, and top is their maximum. A row that has seen no key keeps
+// m = -inf and its weights are exactly 0. kShort: where weights are rounded to bf16, by up to 2e-3 of themselves, they
+// and their sum may be off by 3e-6.
+template <class T, int NV, bool kShort = false>
+inline void softmax_panel(Acc<T>* s, int n, const vec<Acc<T>>* top, Acc<T> c, Acc<T>* m, Acc<T>* l, Acc<T>* alpha,
+                          T* weights) {
   using A = Acc<T>;
   constexpr int L = Lanes<A>::n;
   vec<A> reference[NV], sum[NV];
+  bool huge = false;
   for (int v = 0; v < NV; ++v) {
-    const vec<A> old = load(m + v * L), fresh = vmax(old, top[v]);
+    const vec<A> old = load(m + v * L), fresh = vmax(old, top[v] * c);
     reference[v] = fresh == -static_cast<A>(__builtin_inff()) ? vec<A>{} : fresh;
     store(alpha + v * L, exp2v(old - reference[v]));
     store(m + v * L, fresh);
     sum[v] = vec<A>{};
+    // Beyond, what is lost in rounding the maximum, a factor of all weights, would be felt and then overflow.
+    const vec<A> limit = splat(static_cast<A>(1 << 20));
+    if (any_lane(reference[v] > limit) || any_lane(reference[v] < -limit)) huge = true;
   }
+  if (huge) {
+    for (int i = 0; i < n * NV * L; i += L) store(s + i, load(s + i) * c);
+    c = 1;
+  }
+  const auto weight = [&](const A* at, int v) __attribute__((always_inline)) {
+    const vec<A> x = load(at) * c - reference[v];
+    if constexpr (kShort && kPairRows<T>) return exp2_by<4>(x);
+    else return exp2v(x);
+  };
   if constexpr (kPairRows<T>) {
     // Two keys fill one row of weights; a last odd key is paired with nothing.
     T* to = weights;
     for (int j = n / 2; j > 0; --j, s += 2 * NV * L, to += NV * L) {
       ATTN_UNROLL
       for (int v = 0; v < NV; ++v) {
-        const vec<A> lo = exp2v(load(s + v * L) - reference[v]), hi = exp2v(load(s + (NV + v) * L) - reference[v]);
+        const vec<A> lo = weight(s + v * L, v), hi = weight(s + (NV + v) * L, v);
         sum[v] += lo + hi;
         store(to + v * L, make_pairs(lo, hi));
       }
     }
     for (int v = 0; n % 2 && v < NV; ++v) {
-      const vec<A> lo = exp2v(load(s + v * L) - reference[v]);
+      const vec<A> lo = weight(s + v * L, v);
       sum[v] += lo;
       store(to + v * L, make_pairs(lo, vec<A>{}));
     }
@@ -42,7 +58,7 @@ inline void softmax_panel(Acc<T>* s, int n, const vec<Acc<T>>* top, Acc<T>* m, A
     for (int j = 0; j < n; ++j) {
       ATTN_UNROLL
       for (int v = 0; v < NV; ++v) {
-        const vec<A> x = exp2v(load(s + (j * NV + v) * L) - reference[v]);
+        const vec<A> x = weight(s + (j * NV + v) * L, v);
         sum[v] += x;
         store(weights + (j * NV + v) * L, x);
       }
@@ -65,9 +81,9 @@ template <class A> inline void finish_rows(const A* m, const A* l, const A* sink
       sum = sum * scale + exp2v(logit - reference);
     }
     const auto empty = sum == 0;
-    const vec<A> some = empty ? vec<A>{} + 1 : sum;  // at least 1: the largest weight is
+    const vec<A> some = empty ? vec<A>{} + 1 : sum;  // about 1 or more: the largest weight is 1 but for rounding
     store(factor + r, empty ? vec<A>{} : scale / some);
-    store(lse + r, empty ? least : top * static_cast<A>(kLn2) + log2v(some) * static_cast<A>(kLn2));
+    store(lse + r, empty ? least : (top + log2v(some)) * static_cast<A>(kLn2));
   }
 }
 

@@ -42,12 +42,12 @@ template <class In> struct TokenRows {
 // Rows fetched ahead while a scattered tile is packed: a memory access (100 ns) against about 10 ns a row.
 constexpr int64_t kPrefetchRows = 12;
 
-// What is needed after the tile that is worked on (keys and values, rows of queries) and where its results go: fetched
-// into L2 a few rows at a time, spread over the products of this one.
+// What is needed after the tile that is worked on (keys and values, rows of queries), fetched into L2 a few rows at a
+// time, spread over the products of this one.
 template <class In> struct FetchAhead {
   TokenRows<In> k, v;
   int64_t next = 0, rows = 0, step = 0;  // rows [next, rows) are left, `step` at a time
-  RowFetch<In> queries, results;
+  RowFetch<In> queries;
 
   // Rows from `first` on, in about `steps` steps.
   void start(const TokenRows<In>& keys, const TokenRows<In>& values, int64_t first, int64_t steps) {
@@ -60,7 +60,6 @@ template <class In> struct FetchAhead {
   void stop() {
     next = rows = step = 0;
     queries.stop();
-    results.stop();
   }
 
   ATTN_INLINE void operator()() {
@@ -70,7 +69,6 @@ template <class In> struct FetchAhead {
       v.template fetch<2>(next);
     }
     queries();
-    results();
   }
 };
 
@@ -153,7 +151,8 @@ template <> inline void clear_row<bf16x2>(bf16x2* columns, int64_t ld, int64_t r
 template <class T, class In> struct ColumnOperand {
   TokenRows<In> rows;
   Placed<T> at;
-  T* scratch;  // [n, or pairs][columns]
+  T* scratch;      // [n, or pairs][columns]
+  const In* held;  // the first row, where they are a run; null: nothing is placed yet
   bool checked;
   int bad_count;
   int16_t bad[256];
@@ -161,8 +160,16 @@ template <class T, class In> struct ColumnOperand {
   void use(const TokenRows<In>& tokens, const Placed<T>& placed) {
     rows = tokens;
     at = placed;
+    held = tokens.runs == 1 ? tokens.row(0) : nullptr;
     checked = false;
     bad_count = 0;
+  }
+
+  // Are they in place already? Of one tensor, which hasn't changed since.
+  bool holds(const TokenRows<In>& tokens) {
+    if (!held || tokens.runs != 1 || tokens.row(0) != held || tokens.n != rows.n) return false;
+    rows = tokens;
+    return true;
   }
 
   void place(const TokenRows<In>& tokens, const Placed<T>* as_rows) {
@@ -228,6 +235,30 @@ template <class T, class In> struct ColumnOperand {
         for (int64_t x = 0; w != 0 && x < rows.dim; ++x) o[r * ldo + x] += w * to_float(row[x]);
       }
     }
+  }
+
+  // Can write_rows stand in for accumulate?
+  bool writes_rows() const { return bad_count == 0 && rows.dim == columns(); }
+
+  // As accumulate, but the sums times factor[lane] go to to[lane] from registers, and o is only read.
+  template <class Out>
+  void write_rows(const T* weights, int64_t width, int64_t lanes, int64_t first, int64_t n, const Acc<T>* alpha,
+                  const Acc<T>* o, int64_t ldo, const Acc<T>* factor, Out* const* to) const {
+    const auto write_block = [&](auto& acc, int64_t r0, int64_t column) __attribute__((always_inline)) {
+      constexpr int L = kLanes<T>, R = kAccBlock<T>, V = std::extent_v<std::remove_reference_t<decltype(acc)>, 1>;
+      ATTN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        if (r0 + r >= lanes) break;
+        ATTN_UNROLL
+        for (int v = 0; v < V; ++v) {
+          vec<Acc<T>> x = acc[r][v];
+          if (alpha) x += load(o + (r0 + r) * ldo + column + v * L) * alpha[r0 + r];
+          store_as(to[r0 + r] + column + v * L, x * factor[r0 + r]);
+        }
+      }
+    };
+    for_acc_blocks<T>(weights, width, lanes, depth_of<T>(n), at.data + first / kPair<T> * at.ld, at.ld, columns(),
+                      write_block);
   }
 
   // o[r] += sum over all n rows of this operand of weights[r][i] * row i: the weights are row-major, `ld` wide.

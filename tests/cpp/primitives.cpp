@@ -56,8 +56,12 @@ template <class T> void dot_panel_of(int vectors, int64_t rows, int64_t depth, c
   fill_columns_paired(b, depth, width, bt.data);
   vec<A> best[kPanelVecs];
   for (auto& x : best) x = splat(-static_cast<A>(__builtin_inff()));
-  if (vectors == 1) dot_panel<T, 1>(at.data, d, rows, d, bt.data, static_cast<A>(c), st.data, best);
-  else dot_panel<T, 2>(at.data, d, rows, d, bt.data, static_cast<A>(c), st.data, best);
+  const auto dot = [&](auto factor) {
+    if (vectors == 1) dot_panel<T, 1>(at.data, d, rows, d, bt.data, factor, st.data, best);
+    else dot_panel<T, 2>(at.data, d, rows, d, bt.data, factor, st.data, best);
+  };
+  if (c == 1) dot(Unscaled{});
+  else dot(static_cast<A>(c));
   for (int64_t i = 0; i < rows * width; ++i) s[i] = st.data[i];
   for (int64_t i = 0; i < width; ++i) top[i] = best[i / L][i % L];
 }
@@ -129,6 +133,9 @@ template <class A, class F> void map(const A* x, A* y, int64_t n, F&& f) {
 void exp2_f32(const float* x, float* y, int64_t n) {
   map(x, y, n, [](f32v v) { return exp2v(v); });
 }
+void exp2_short(const float* x, float* y, int64_t n) {
+  map(x, y, n, [](f32v v) { return exp2_by<4>(v); });
+}
 void exp2_f64(const double* x, double* y, int64_t n) {
   map(x, y, n, [](f64v v) { return exp2v(v); });
 }
@@ -164,6 +171,7 @@ const PrimitiveTable primitive_table = {
     .f64 = products<double>(),
     .bf16_pairs = products<bf16x2>(),
     .exp2_f32 = exp2_f32,
+    .exp2_short = exp2_short,
     .exp2_f64 = exp2_f64,
     .tanh_f32 = tanh_f32,
     .bf16_to_float = widen<bf16>,

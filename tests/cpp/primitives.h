@@ -11,7 +11,8 @@ namespace attn {
 // The products for one operand type. `vectors` is 1 or 2 and says how wide the panel is.
 struct ProductTable {
   int lanes, pair;  // of an operand vector; elements of the contracted dimension in an operand element
-  // s [rows][vectors * lanes] = c * a [rows][depth] . b [depth][vectors * lanes]; top [vectors * lanes].
+  // s [rows][vectors * lanes] = c * a [rows][depth] . b [depth][vectors * lanes]; top [vectors * lanes]. A c of 1 is
+  // not multiplied by.
   void (*dot_panel)(int vectors, int64_t rows, int64_t depth, const double* a, const double* b, double c, double* s,
                     double* top);
   // top [rows]: the maximum over all lanes; rows of a are scattered. NaN is left out.
@@ -28,6 +29,7 @@ struct PrimitiveTable {
   ProductTable f32, f64, bf16_pairs;
   // Any n.
   void (*exp2_f32)(const float* x, float* y, int64_t n);
+  void (*exp2_short)(const float* x, float* y, int64_t n);  // of degree 4
   void (*exp2_f64)(const double* x, double* y, int64_t n);
   void (*tanh_f32)(const float* x, float* y, int64_t n);
   // The bits of n numbers, by vectors and one by one; n is a multiple of 64.

@@ -268,3 +268,27 @@ def test_meta_tensors():
     out, lse = attn.attention(q, k, v, causal=True, return_lse=True)
     assert (out.shape, out.dtype, lse.shape) == ((2, 4, 90, 24), F32, (2, 4, 90))
     assert out.transpose(1, 2).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, -1.0, 0.0])
+def test_huge_logits(dtype, scale):
+    """Logits so large that their own rounding is more than an exponential can hold."""
+    generator = torch.Generator().manual_seed(4)
+    q = torch.randint(1, 64, (1, 2, 40, 16), generator=generator).to(dtype) * 2.0**30
+    k = torch.zeros(1, 2, 70, 16, dtype=dtype)
+    k[..., 0] = torch.randperm(70, generator=generator).to(dtype)  # exact in bf16
+    v = torch.randn(1, 2, 70, 24, generator=generator).to(dtype)
+    out, lse = attn.attention(q, k, v, scale=scale, return_lse=True)
+    order = k[..., 0] * scale
+    if scale == 0:
+        expected = v.double().mean(2, keepdim=True).expand(1, 2, 40, 24)
+    else:
+        expected = v.gather(2, order.argmax(-1)[..., None, None].expand(1, 2, 1, 24)).expand(1, 2, 40, 24)
+    torch.testing.assert_close(
+        out.double(), expected.double(), rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-5
+    )
+    wanted = reference.masked_attention(
+        q.double(), k.double(), v.double(), torch.ones(1, 1, 40, 70, dtype=torch.bool), scale=scale
+    )[1]
+    torch.testing.assert_close(lse.double(), wanted, rtol=1e-5, atol=1e-5)
