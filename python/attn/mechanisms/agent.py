@@ -11,6 +11,7 @@ from torch import Tensor
 from ..capability import dtype_name
 from . import arguments as check
 from .attention import attention
+from .plain import plain_attention
 from .scan_arguments import keep_mask
 
 
@@ -61,6 +62,10 @@ def agent_attention(
 
     Reference: Han et al. 2024 (arXiv 2312.08874).
     """
+    if agent_bias is None and query_bias is None and key_mask is None:
+        plain = _plain(q, k, v, agents, scale, agent_scale)
+        if plain is not None:
+            return plain
     q, k, v = check.query_key_value("agent_attention", q, k, v)
     agents = check.is_tensor("agents", agents)
     if agents.dim() != 4 or agents.shape[:2] != q.shape[:2] or agents.shape[3] != q.shape[3]:
@@ -86,6 +91,19 @@ def agent_attention(
     gathered = attention(one, two, v, scale=own, key_log_weight=weight)
     one, two, own = _with_bias("query_bias", query_bias, q, agents, agent_scale, "n, r")
     return attention(one, two, gathered, scale=own)  # type: ignore[return-value, arg-type]
+
+
+def _plain(q: Any, k: Any, v: Any, agents: Any, scale: Any, agent_scale: Any) -> Tensor | None:
+    """The short way (:mod:`attn.mechanisms.plain`); None: not such a call, or something is wrong with it."""
+    if type(q) is not Tensor or type(agents) is not Tensor or agents.shape[:2] != q.shape[:2]:
+        return None
+    if q.requires_grad and torch.is_grad_enabled():
+        return None
+    gathered = plain_attention(agents, k, v, False, scale)
+    if gathered is None:
+        return None
+    out = plain_attention(q, agents, gathered[0], False, scale if agent_scale is None else agent_scale)
+    return None if out is None else out[0]
 
 
 def _with_bias(
