@@ -4,7 +4,6 @@
 #include "cpu/mask_panel.h"
 #include "cpu/row_items.h"
 #include "cpu/row_operand.h"
-#include "cpu/row_results.h"
 #include "cpu/softmax_panel.h"
 #include "cpu/thin_walk.h"
 
@@ -25,9 +24,9 @@ template <class In> struct ForwardItem {
   ColumnOperand<T, In>* values;
   A *o, *m, *l, *s, *alpha, *key_weight;  // o is undefined in rows that have seen no key
   static_assert(kMaxRows <= 32 * W, "a bit for every panel");
-  uint32_t summed = 0;             // panels, a bit each, whose rows o holds
-  const In **q_rows, **next_rows;  // addresses of the item's rows, and of those of the next one
-  RowResults<In> results;
+  uint32_t summed = 0;                        // panels, a bit each, whose rows o holds
+  const In **q_rows, **next_rows;             // addresses of the item's rows, and of those of the next one
+  In** results;                               // addresses of a panel's result rows
   int32_t next_count = 0;                     // how many of the latter are known
   bool rows_near = false, keys_near = false;  // the thread's last item fetched the rows; and looked at the same keys
   T* weights;
@@ -38,7 +37,7 @@ template <class In> struct ForwardItem {
 
   // `together`: kv heads whose few rows go through the keys in one item.
   ForwardItem(const AttendParams& params, int64_t together, Carve& c)
-      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)), results(params, c, W),
+      : p(params), depth(depth_of<T>(params.dim)), columns(round_up_lanes<T>(params.dim_v)),
         walk(params, columns, together, c) {
     const int keys = tile_keys(p.dim, p.dim_v);
     rows = c.take<RowBlock>(1);
@@ -61,6 +60,7 @@ template <class In> struct ForwardItem {
     segment = c.take<int32_t>(keys);
     q_rows = c.take<const In*>(kMaxRows);
     next_rows = c.take<const In*>(kMaxRows);
+    results = c.take<In*>(W);
     sums = c.take<A>(together > 1 ? together * sums_size() : 0);
   }
 
@@ -171,9 +171,7 @@ template <class In> struct ForwardItem {
     if (finishes && !next_tile && values->writes_rows()) {
       A factor[W];
       close(seq, first, first + lanes, factor);
-      values->write_rows(weights, NV * L, lanes, a, b - a, rescale, o + first * columns, columns, factor,
-                         results.places);
-      results.done();
+      values->write_rows(weights, NV * L, lanes, a, b - a, rescale, o + first * columns, columns, factor, results);
       return true;
     }
     values->accumulate(weights, NV * L, lanes, a, b - a, rescale, o + first * columns, columns);
@@ -217,7 +215,7 @@ template <class In> struct ForwardItem {
           kt.place(tile->rows(key_base<In>(p, p.k, seq, g.head_kv), p.k, p.dim), k);
           placed = true;
         }
-        if (finishes && !next_tile) results.list(*rows, seq, first, last);
+        if (finishes && !next_tile) list_results(seq, first, last);
         written =
             last - first <= L ? panel<1>(seq, first, keys, reach, kt, mod) : panel<2>(seq, first, keys, reach, kt, mod);
         if (!fetched) fetch_next(seq, first / W + 1);
@@ -299,8 +297,21 @@ template <class In> struct ForwardItem {
   void finish(const Sequence& seq, int32_t first, int32_t last) {
     A factor[W];
     close(seq, first, last, factor);
-    results.list(*rows, seq, first, last);
-    results.write(summed >> first / W & 1 ? o + first * columns : nullptr, columns, factor);
+    const bool some = summed >> first / W & 1;
+    list_results(seq, first, last);
+    for (int32_t r = first; r < last; ++r) {
+      In* to = results[r - first];
+      if (some) store_row(o + r * columns, factor[r - first], to, p.dim_v);
+      else std::memset(static_cast<void*>(to), 0, p.dim_v * sizeof(In));
+    }
+  }
+
+  void list_results(const Sequence& seq, int32_t first, int32_t last) {
+    rows->for_heads(first, last, [&](int32_t r, int32_t n, int32_t head, int32_t query) {
+      In* at = static_cast<In*>(p.out.data) + seq.batch * p.out.batch + head * p.out.head +
+               (seq.q_token + query) * p.out.token;
+      for (int32_t i = 0; i < n; ++i, at += p.out.token) results[r - first + i] = at;
+    });
   }
 
   // Writes lse of a panel's rows. Their sums times `factor` are the result.
