@@ -186,7 +186,7 @@ template <class In> struct ForwardItem {
     if (!thin || k_hi >= seq.keys) return nullptr;
     KeyTile *const free = tile == tiles ? tiles + 1 : tiles, *found = nullptr;
     const int32_t keys = thin_panel_keys<In>(p.dim, p.dim_v), end = k_hi + min_i32(keys, seq.keys - k_hi);
-    fill_key_tiles(p, rows->group, k_hi, end, kTileKeys, 1, free, [&](KeyTile* full) { return found = full; });
+    fill_key_tiles(p, rows->group, k_hi, end, {kTileKeys, 1, false}, free, [&](KeyTile* full) { return found = full; });
     return found;
   }
 
@@ -275,8 +275,8 @@ template <class In> struct ForwardItem {
   // lse where they belong.
   void attend(const Sequence& seq, int32_t k_lo, int32_t k_hi, int capacity, bool writes) {
     finishes = writes && !thin;
-    const int grid = thin ? thin_panel_keys<In>(p.dim, p.dim_v) : 1;
-    for_each_key_tile_ahead(p, rows->group, k_lo, k_hi, capacity, grid, tiles, [&](KeyTile& now, KeyTile* next) {
+    const TileShape shape{capacity, thin ? thin_panel_keys<In>(p.dim, p.dim_v) : 1, !thin};
+    for_each_key_tile_ahead(p, rows->group, k_lo, k_hi, shape, tiles, [&](KeyTile& now, KeyTile* next) {
       tile = &now;
       next_tile = next ? next : thin_beyond(seq, k_hi);
       key_tile(seq);

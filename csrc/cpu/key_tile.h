@@ -13,10 +13,20 @@ ATTN_NAMESPACE_BEGIN
 constexpr int kTileKeys = 192;
 ATTN_INLINE int tile_keys(int64_t dim, int64_t dim_v) { return dim + dim_v <= 256 ? kTileKeys : kTileKeys / 2; }
 
+// How tiles are cut: they end where they are full, or sooner so that of a long span the tiles after it begin at
+// multiples of `grid`, which divides the capacity.
+struct TileShape {
+  int capacity;
+  int grid = 1;
+  bool lists = true;  // false: one plain run of keys isn't listed key by key until list_keys() asks for it
+};
+
 struct KeyTile {
   int n;
   int runs;
   bool any_exempt, any_slot;
+  bool listed;    // the arrays of keys are written; else the tile is run[0], whose keys only the window may hide
+  int32_t first;  // position of its first key, where it isn't listed
   Run run[kTileKeys];
   int32_t position[kTileKeys];
   int32_t page[kTileKeys], index[kTileKeys];  // where the key lies: page, row in it
@@ -24,9 +34,10 @@ struct KeyTile {
   int32_t slot[kTileKeys];                    // tile of LayoutView::bits, or -1
   int32_t column[kTileKeys];                  // key's column in that tile
 
-  void clear() {
+  void clear(bool lists) {
     n = runs = 0;
     any_exempt = any_slot = false;
+    listed = lists;
   }
 
   // Adds keys of a span until it, the page or the tile ends; returns how many. `pages` is the sequence's row of the
@@ -40,21 +51,42 @@ struct KeyTile {
       count = min_i32(count, page_size - in_page);
     }
     Run* last = runs > 0 ? &run[runs - 1] : nullptr;
-    if (last && last->page == which && last->begin + last->count == in_page) last->count += count;
+    const bool goes_on = last && last->page == which && last->begin + last->count == in_page,
+               plain = !s.exempt && s.slot < 0 && begin >= sink && (n == 0 || (goes_on && first + n == begin));
+    if (!listed && !plain) list_keys();
+    if (goes_on) last->count += count;
     else run[runs++] = Run{which, in_page, count};
-    for (int32_t i = 0; i < count; ++i) {
-      const int32_t key = begin + i;
-      position[n + i] = key;
-      page[n + i] = which;
-      index[n + i] = in_page + i;
-      exempt[n + i] = -static_cast<int32_t>(s.exempt | (key < sink));
-      slot[n + i] = s.slot;
-      column[n + i] = key - s.origin;
+    if (!listed && n == 0) first = begin;
+    if (listed) {
+      list(begin, count, run[runs - 1], s, sink);
+      any_exempt |= s.exempt | (begin < sink);
+      any_slot |= s.slot >= 0;
     }
-    any_exempt |= s.exempt | (begin < sink);
-    any_slot |= s.slot >= 0;
     n += count;
     return count;
+  }
+
+  void list_keys() {
+    if (listed) return;
+    listed = true;
+    const int32_t count = n;
+    n = 0;
+    if (count > 0) list(first, count, run[0], Span{first, first + count, -1, first, false}, 0);
+    n = count;
+  }
+
+  // Writes the arrays of `count` more keys from `begin` on, which are the last of run `r`.
+  void list(int32_t begin, int32_t count, const Run& r, const Span& s, int32_t sink) {
+    const int32_t which = r.page, in_page = r.begin + r.count - count, at = n;
+    for (int32_t i = 0; i < count; ++i) {
+      const int32_t key = begin + i;
+      position[at + i] = key;
+      page[at + i] = which;
+      index[at + i] = in_page + i;
+      exempt[at + i] = -static_cast<int32_t>(s.exempt | (key < sink));
+      slot[at + i] = s.slot;
+      column[at + i] = key - s.origin;
+    }
   }
 
   // The tile's rows of k or v, whose head starts at `base`.
@@ -71,25 +103,24 @@ template <class In> inline const In* key_base(const AttendParams& p, const View4
 }
 
 // Fills `tile` with the keys group g looks at in [k_lo, k_hi). Whenever it is complete, done(tile) names the one to
-// fill from then on. A tile ends where it is full, or sooner so that of a long span the tiles after it begin at
-// multiples of `grid`, which divides the capacity.
+// fill from then on.
 template <class F>
-inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity, int grid,
+inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, const TileShape& shape,
                            KeyTile* tile, F&& done) {
   const int32_t sink = clamp_position(p.rule.sink);
   const int32_t* pages = p.paging.table ? p.paging.table + g.batch * p.paging.pages : nullptr;
   const int32_t page_size = static_cast<int32_t>(p.paging.page);
-  tile->clear();
+  tile->clear(shape.lists);
   visit_keys(p, g, k_lo, k_hi, [&](const Span& s) {
     for (int32_t begin = s.begin; begin < s.end;) {
-      const int32_t line = (begin / grid + 1) * grid;
+      const int32_t line = (begin / shape.grid + 1) * shape.grid;
       Span part = s;
-      const bool cut = (begin - tile->n) % grid != 0 && line < s.end;
+      const bool cut = (begin - tile->n) % shape.grid != 0 && line < s.end;
       if (cut) part.end = line;
-      begin += tile->add(part, begin, sink, capacity, pages, page_size);
-      if (tile->n == capacity || (cut && begin == line)) {
+      begin += tile->add(part, begin, sink, shape.capacity, pages, page_size);
+      if (tile->n == shape.capacity || (cut && begin == line)) {
         tile = done(tile);
-        tile->clear();
+        tile->clear(shape.lists);
       }
     }
     return true;
@@ -101,7 +132,7 @@ inline void fill_key_tiles(const AttendParams& p, const RowGroup& g, int32_t k_l
 template <class F>
 inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
                               KeyTile& tile, F&& fn) {
-  fill_key_tiles(p, g, k_lo, k_hi, capacity, 1, &tile, [&](KeyTile* full) {
+  fill_key_tiles(p, g, k_lo, k_hi, {capacity}, &tile, [&](KeyTile* full) {
     fn(*full);
     return full;
   });
@@ -109,10 +140,10 @@ inline void for_each_key_tile(const AttendParams& p, const RowGroup& g, int32_t 
 
 // The same with a look ahead: calls fn(tile, the one after it or null). `tiles` are two.
 template <class F>
-inline void for_each_key_tile_ahead(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi, int capacity,
-                                    int grid, KeyTile* tiles, F&& fn) {
+inline void for_each_key_tile_ahead(const AttendParams& p, const RowGroup& g, int32_t k_lo, int32_t k_hi,
+                                    const TileShape& shape, KeyTile* tiles, F&& fn) {
   KeyTile* held = nullptr;
-  fill_key_tiles(p, g, k_lo, k_hi, capacity, grid, tiles, [&](KeyTile* full) {
+  fill_key_tiles(p, g, k_lo, k_hi, shape, tiles, [&](KeyTile* full) {
     if (held) fn(*held, full);
     KeyTile* const free = held ? held : tiles + 1;
     held = full;

@@ -94,8 +94,8 @@ inline void thin_dot_whole(Rows k, Rows later, int64_t n, const typename ThinOpe
     ATTN_UNROLL
     for (int d = 0; d < kHeld; ++d) held[r][d] = Op::of_query(q + (r * kSteps + d) * Op::step);
   }
-  for (int64_t step = 0; step < n; step += kKeys) {
-    const int64_t j = step + kKeys <= n ? step : n - kKeys;  // some of the last keys twice
+  for (int64_t j = 0; j < n; j += kKeys) {
+    if (j + kKeys > n) j = n - kKeys;  // some of the last keys twice
     f32v part[kKeys];
     ATTN_UNROLL
     for (int i = 0; i < kKeys; ++i) {

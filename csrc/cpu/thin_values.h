@@ -27,7 +27,7 @@ constexpr int kThinVecs = ATTN_VBYTES == 64 ? 4 : 2;
 
 // Fetches part j of 2 n of n rows, in the order of addresses.
 template <class Rows> ATTN_INLINE void prefetch_half(Rows later, int64_t j, int64_t width) {
-  prefetch_row(later[j / 2] + j % 2 * (width / 2), width / 2);
+  prefetch_row(later.half(j, width), width / 2);
 }
 
 // Rows [first, first + kRows), kVecs vectors of features.

@@ -74,7 +74,7 @@ template <class In> struct ThinWalk {
   int groups() const { return (rows->rows + kThinRows - 1) / kThinRows; }
 
   // The tile, whose keys every head looks at. `next` is the one that follows, or null.
-  void tile(const Sequence& seq, const KeyTile& now, const KeyTile* next, bool first) {
+  void tile(const Sequence& seq, KeyTile& now, const KeyTile* next, bool first) {
     const int step = thin_panel_keys<In>(p.dim, p.dim_v);
     auto panel_of = [&](const KeyTile& t, int h, int begin) {
       return ThinKeys<In>{&t, begin, min_i32(begin + step, t.n), head[h].k, head[h].v};
@@ -82,13 +82,15 @@ template <class In> struct ThinWalk {
     ThinKeys<In> keys = panel_of(now, 0, 0);
     // Who fetches the first panel of all?
     for (int i = 0; first && i < keys.end; ++i) prefetch_row(keys.row(keys.k, p.k, i), p.dim);
+    const bool plain = is_plain(now);
+    if (!plain) now.list_keys();
     for (int h = 0; h < heads; ++h) {
       const Modifiers<A> mod = load_modifiers(p, seq, head[h].index, now, key_weight, segment);
       PanelKeys seen[kGroups];
       for (int g = 0; g < groups(); ++g) {
         const int32_t row = g * kThinRows, end = min_i32(row + kThinRows, rows->rows);
         PanelKeys& k = seen[g];
-        k = panel_keys(now, *rows, row, end, reach[g], mod, false);
+        k = plain ? PanelKeys{0, now.n, 0, 0} : panel_keys(now, *rows, row, end, reach[g], mod, false);
         if (k.a < k.b && mod.segment && !segments_meet(*rows, row, end, segment, k.a, k.b)) k.b = k.a;
       }
       for (int begin = 0; begin < now.n; begin += step) {
@@ -108,14 +110,29 @@ template <class In> struct ThinWalk {
   }
 
  private:
+  // Does every row see every key, with nothing to add to a score?
+  bool is_plain(const KeyTile& t) const {
+    if (t.listed || p.key_log_weight.data || p.segment_k.data) return false;
+    bool all = true;
+    for (int g = 0; g < groups(); ++g) all &= t.first >= reach[g].max_lo && t.first + t.n - 1 <= reach[g].min_hi;
+    return all;
+  }
+
   void panel(const Head& h, const ThinKeys<In>& keys, const ThinKeys<In>& following, const PanelKeys* seen,
              const Modifiers<A>& mod) {
-    if (keys.even() && following.even()) {
-      all_rows(h, keys, keys.rows(keys.k, p.k), keys.rows(keys.v, p.v), following.rows(following.k, p.k), seen, mod);
-    } else {
-      all_rows(h, keys, keys.rows(keys.k, p.k, k_list), keys.rows(keys.v, p.v, v_list),
-               following.rows(following.k, p.k, next_list), seen, mod);
-    }
+    const int64_t stride = p.k.token == p.v.token && keys.even() && following.even() ? p.k.token : 0;
+    if (stride == 64) return even_panel<64>(h, keys, following, seen, mod);
+    if (stride == 128) return even_panel<128>(h, keys, following, seen, mod);
+    const int n = keys.end - keys.begin;
+    all_rows(h, keys, keys.list(keys.k, p.k, n, k_list), keys.list(keys.v, p.v, n, v_list),
+             following.list(following.k, p.k, n, next_list), seen, mod);
+  }
+  template <int64_t kStride>
+  void even_panel(const Head& h, const ThinKeys<In>& keys, const ThinKeys<In>& following, const PanelKeys* seen,
+                  const Modifiers<A>& mod) {
+    using Rows = EvenRows<In, kStride>;
+    all_rows(h, keys, Rows{keys.first(keys.k, p.k)}, Rows{keys.first(keys.v, p.v)},
+             Rows{following.first(following.k, p.k)}, seen, mod);
   }
 
   // All rows of a head against a panel, while it lies in L1.
