@@ -253,7 +253,7 @@ def test_long_rows_are_split_and_merged(dtype):
 @pytest.mark.isa
 @pytest.mark.parametrize(("dtype", "dim"), [(F32, 64), (F32, 33), (torch.bfloat16, 64)], ids=str)
 def test_many_rows_of_few_keys(dtype, dim):
-    """Rows taken one after the other, with what the rows before have packed, give the same bits as in parts."""
+    """Rows taken in turn, with what the rows before have packed, give the same bits as in parts."""
     rows = (8 << 20) // (dim * dtype.itemsize) + 300
     q, k, v = (torch.randn(1, 2, n, dim).to(dtype) for n in (rows, 20, 20))
     out, lse = attn.attention(q, k, v, return_lse=True)
