@@ -26,6 +26,7 @@ template <class In> struct ForwardCall {
   };
   Followed* followed = nullptr;
   T* packed = nullptr;  // [workers]: values of a head whose keys are one tile
+  int workers = kAnyWorkers;  // that there is memory for
 
   explicit ForwardCall(const AttendParams& params)
       : p(params), items(params, true), together(heads_together()), capacity(tile_capacity()),
@@ -36,13 +37,13 @@ template <class In> struct ForwardCall {
     scratch_bytes = c.used;
     partial_size = items.splits > 1 ? items.rows_at_most() * (probe.columns + 2) : 0;
     if (items.splits > 1) partial = new A[items.count() * partial_size];
-    if (in_runs) followed = new Followed[parallel_threads()];
+    if (in_runs) followed = new Followed[workers = parallel_threads()];
     if (in_runs && p.tk <= tile_keys(p.dim, p.dim_v)) {
       const int64_t size = depth_of<T>(p.tk) * probe.columns;
       constexpr uintptr_t kLine = 64;
-      packed = new T[parallel_threads() * size + kLine / sizeof(T)];
+      packed = new T[workers * size + kLine / sizeof(T)];
       T* first = reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(packed) + kLine - 1) / kLine * kLine);
-      for (int i = 0; i < parallel_threads(); ++i) followed[i].values.scratch = first + i * size;
+      for (int i = 0; i < workers; ++i) followed[i].values.scratch = first + i * size;
     }
   }
   ~ForwardCall() {
@@ -162,8 +163,8 @@ template <class In> struct ForwardCall {
       return;
     }
     auto run = [this](int64_t i, int worker) { run_item(i, worker); };
-    if (items.splits == 1) return parallel_items(count, run, in_runs ? Take::run : Take::one);
-    parallel_runs(count, run);  // splits of a sequence one after the other
+    if (items.splits == 1) return parallel_items(count, run, in_runs ? Take::run : Take::one, workers);
+    parallel_items(count, run, Take::run, workers);  // splits of a sequence one after the other
     parallel_items(items.count() / items.splits, [this](int64_t i, int) { merge_item(i); });
   }
 };

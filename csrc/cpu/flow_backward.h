@@ -35,7 +35,7 @@ template <class In> class FlowBackward {
   }
 
   void run() {
-    const bool by_group = grid_.by_group(0.1) && !p_.head_softmax;
+    const int by_group = grid_.by_group(0.1) && !p_.head_softmax ? kAnyWorkers : 0;
     const Pass product{tall_ + ld_, [this](int64_t g, int64_t i, A* added, int) { sum_sinks(g, i, added); },
                        [this](int64_t g, const A* total) { keep_product(g, total); }};
     const Pass weights{Lanes<A>::n, [this](int64_t g, int64_t i, A* added, int) { weight_gradients(g, i, added); },
@@ -49,9 +49,9 @@ template <class In> class FlowBackward {
                      [this](int64_t g, const A* total) { std::memcpy(vector(g, kSources), total, ld_ * sizeof(A)); }};
     const Pass rows{0, [this](int64_t g, int64_t i, A*, int) { write_rows(g, i); }, [](int64_t, const A*) {}};
     if (p_.head_softmax) {
-      run_passes<A>(grid_, false, product, weights);
+      run_passes<A>(grid_, 0, product, weights);
       means_over_heads();
-      run_passes<A>(grid_, false, sources, sinks, rows);
+      run_passes<A>(grid_, 0, sources, sinks, rows);
     } else {
       run_passes<A>(grid_, by_group, product, weights, sources, sinks, rows);
     }

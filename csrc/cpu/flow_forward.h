@@ -45,7 +45,7 @@ template <class In> class FlowForward {
   }
 
   void run() {
-    const bool by_group = grid_.by_group(0.1);
+    const int by_group = grid_.by_group(0.1) ? parallel_threads() : 0;
     make_cache(by_group);
     const Pass sources{ld_, [this](int64_t g, int64_t i, A* added, int w) { sum_sources(g, i, added, w); },
                        [this](int64_t g, const A* total) { keep_vector(g, kSources, total); }};
@@ -69,9 +69,9 @@ template <class In> class FlowForward {
                     }};
     const Pass out{0, [this](int64_t g, int64_t i, A*, int w) { write_rows(g, i, w); }, [](int64_t, const A*) {}};
     if (p_.head_softmax) {
-      run_passes<A>(grid_, false, sources, sinks, flows);
+      run_passes<A>(grid_, 0, sources, sinks, flows);
       softmax_over_heads();
-      run_passes<A>(grid_, false, product, out);
+      run_passes<A>(grid_, 0, product, out);
     } else if (one_pass_) {
       run_passes<A>(grid_, by_group, sources, sinks, both, out);
     } else {
@@ -114,9 +114,9 @@ template <class In> class FlowForward {
   };
 
   // Where the thread that owns a group keeps its rows, sources first; null where it doesn't.
-  void make_cache(bool by_group) {
-    if (!by_group || p_.head_softmax) return;
-    const int64_t size = (p_.tq + p_.tk) * ld_, owners = min_count(parallel_threads(), rows_.groups());
+  void make_cache(int workers) {
+    if (workers == 0 || p_.head_softmax) return;
+    const int64_t size = (p_.tq + p_.tk) * ld_, owners = min_count(workers, rows_.groups());
     if (size * static_cast<int64_t>(sizeof(F)) > kCacheBytes) return;
     cache_ = std::make_unique<Workspace<F>>(owners * size);
   }

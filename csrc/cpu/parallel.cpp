@@ -1,8 +1,10 @@
 #include "attn/parallel.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -110,34 +112,74 @@ void pool_run(int workers, Body body, void* context) { pool().run(workers, body,
 
 ParallelBackend current{pool_threads, pool_run};
 
-// A call of parallel_items: the queue is one counter.
+// A range of items, of which its owner takes the first and others the last: both ends in one word.
+struct alignas(64) Range {
+  std::atomic<uint64_t> ends{0};
+
+  static uint64_t of(uint64_t begin, uint64_t end) { return begin << 32 | end; }
+
+  bool take_first(int64_t& item) {
+    uint64_t now = ends.load(std::memory_order_relaxed);
+    do {
+      if (now >> 32 >= (now & UINT32_MAX)) return false;
+      item = static_cast<int64_t>(now >> 32);
+    } while (!ends.compare_exchange_weak(now, now + of(1, 0), std::memory_order_relaxed));
+    return true;
+  }
+
+  // The later half of what is left, for another worker.
+  bool take_half(uint64_t& half) {
+    uint64_t now = ends.load(std::memory_order_relaxed), begin, middle, end;
+    do {
+      begin = now >> 32;
+      end = now & UINT32_MAX;
+      if (begin >= end) return false;
+      middle = begin + (end - begin) / 2;
+    } while (!ends.compare_exchange_weak(now, of(begin, middle), std::memory_order_relaxed));
+    half = of(middle, end);
+    return true;
+  }
+};
+
+// A call of parallel_items. The queue is one counter, or a range for each worker.
 struct Job {
   alignas(64) std::atomic<int64_t> next{0};
   alignas(64) std::atomic<bool> failed{false};
   std::exception_ptr error;
   int64_t items;
   int workers;
-  Take take;
+  std::unique_ptr<Range[]> ranges;
   void (*call)(void* context, int64_t item, int worker);
   void* context;
 
-  // Of `left` items: half of a worker's share, so that the last runs are short and workers finish together.
-  int64_t share(int64_t left) const {
-    const int64_t run = take == Take::run ? left / (2 * workers) : 1;
-    return run > 1 ? run : 1;
+  void cut() {
+    ranges = std::make_unique<Range[]>(static_cast<size_t>(workers));
+    for (int64_t w = 0; w < workers; ++w) {
+      ranges[w].ends =
+          Range::of(static_cast<uint64_t>(items * w / workers), static_cast<uint64_t>(items * (w + 1) / workers));
+    }
+  }
+
+  bool take(int worker, int64_t& item) {
+    if (!ranges) {
+      item = next.fetch_add(1, std::memory_order_relaxed);
+      return item < items;
+    }
+    if (ranges[worker].take_first(item)) return true;
+    for (int i = 1; i < workers; ++i) {
+      uint64_t half;
+      if (!ranges[(worker + i) % workers].take_half(half)) continue;
+      item = static_cast<int64_t>(half >> 32);
+      ranges[worker].ends.store(half + Range::of(1, 0), std::memory_order_relaxed);
+      return true;
+    }
+    return false;
   }
 
   // Exceptions must not leave a thread that is not ours, so each worker ends here.
   void work(int worker) noexcept {
     try {
-      while (!failed.load(std::memory_order_relaxed)) {
-        int64_t item = next.load(std::memory_order_relaxed), end;
-        do {
-          if (item >= items) return;
-          end = item + share(items - item);
-        } while (!next.compare_exchange_weak(item, end, std::memory_order_relaxed));
-        for (; item < end && !failed.load(std::memory_order_relaxed); ++item) call(context, item, worker);
-      }
+      for (int64_t item; !failed.load(std::memory_order_relaxed) && take(worker, item);) call(context, item, worker);
     } catch (...) {
       if (!failed.exchange(true)) error = std::current_exception();
     }
@@ -152,11 +194,11 @@ int parallel_threads() { return current.threads(); }
 
 void set_pool_threads(int threads) { pool().set_size(threads); }
 
-void parallel_items_erased(int64_t items, Take take, void (*call)(void* context, int64_t item, int worker),
+void parallel_items_erased(int64_t items, Take take, int most, void (*call)(void* context, int64_t item, int worker),
                            void* context) {
   if (items <= 0) return;
-  const int64_t threads = items == 1 ? 1 : parallel_threads();
-  const int workers = static_cast<int>(items < threads ? items : threads);
+  const int threads = items == 1 ? 1 : std::min(parallel_threads(), most);
+  const int workers = static_cast<int>(std::min<int64_t>(items, threads));
   if (workers <= 1) {
     for (int64_t item = 0; item < items; ++item) call(context, item, 0);
     return;
@@ -164,9 +206,9 @@ void parallel_items_erased(int64_t items, Take take, void (*call)(void* context,
   Job job;
   job.items = items;
   job.workers = workers;
-  job.take = take;
   job.call = call;
   job.context = context;
+  if (take == Take::run && items <= UINT32_MAX) job.cut();
   current.run(workers, [](void* self, int worker) { static_cast<Job*>(self)->work(worker); }, &job);
   if (job.error) std::rethrow_exception(job.error);
 }

@@ -47,12 +47,13 @@ class SegmentGrid {
     });
   }
 
-  // fn(group) or fn(group, worker) for every group, in parallel.
-  template <class F> void for_groups(F&& fn) const {
-    parallel_items(groups(), [&](int64_t group, int worker) {
+  // fn(group) or fn(group, worker) for every group, in parallel on `most` workers at most.
+  template <class F> void for_groups(F&& fn, int most = kAnyWorkers) const {
+    const auto run = [&](int64_t group, int worker) {
       if constexpr (std::is_invocable_v<F, int64_t, int>) fn(group, worker);
       else fn(group);
-    });
+    };
+    parallel_items(groups(), run, Take::one, most);
   }
 
   // Whether whole groups keep the threads about as busy as segments would. `extra` is the share of work that going
@@ -160,24 +161,27 @@ template <class Sum, class Join> struct Pass {
 };
 template <class Sum, class Join> Pass(int64_t, Sum, Join) -> Pass<Sum, Join>;
 
-// Runs passes one after the other; if `by_group`, all of them on one group before the next group, and `worker` numbers
-// the thread that does so. Otherwise `worker` is -1: different threads go over a group in different passes.
+// Runs passes one after the other. If `by_group` > 0, all of them on one group before the next group, on so many
+// workers at most, and `worker` numbers the one that does so. If it is 0, `worker` is -1: different threads go over a
+// group in different passes.
 template <class A, class... Passes>
-inline void run_passes(const SegmentGrid& grid, bool by_group, const Passes&... passes) {
-  if (by_group) {
-    grid.for_groups([&](int64_t g, int worker) {
-      const auto run = [&](const auto& pass) {
-        const Workspace<A> sums(2 * pass.size);
-        A *total = sums.get(), *added = total + pass.size;
-        std::memset(total, 0, pass.size * sizeof(A));
-        for (int64_t i = 0; i < grid.segments(g); ++i) {
-          pass.sum(g, i, added, worker);
-          add_row(total, added, pass.size);
-        }
-        pass.join(g, total);
-      };
-      (run(passes), ...);
-    });
+inline void run_passes(const SegmentGrid& grid, int by_group, const Passes&... passes) {
+  if (by_group > 0) {
+    grid.for_groups(
+        [&](int64_t g, int worker) {
+          const auto run = [&](const auto& pass) {
+            const Workspace<A> sums(2 * pass.size);
+            A *total = sums.get(), *added = total + pass.size;
+            std::memset(total, 0, pass.size * sizeof(A));
+            for (int64_t i = 0; i < grid.segments(g); ++i) {
+              pass.sum(g, i, added, worker);
+              add_row(total, added, pass.size);
+            }
+            pass.join(g, total);
+          };
+          (run(passes), ...);
+        },
+        by_group);
     return;
   }
   const auto run = [&](const auto& pass) {

@@ -26,9 +26,8 @@ TEST_P(Parallel, EveryItemOnce) {
   }
 }
 
-// Two workers wait for each other at their first items: the second one starts where the first one's run ends, which
-// is half of a worker's share of what was left.
-TEST(ParallelRuns, AreTakenAtOnce) {
+// Two workers wait for each other at their first items: each starts its own half.
+TEST(ParallelRuns, EveryWorkerHasItsOwn) {
   set_pool_threads(2);
   std::vector<int64_t> first(2, -1);
   std::atomic<int> started{0};
@@ -40,7 +39,40 @@ TEST(ParallelRuns, AreTakenAtOnce) {
   });
   set_pool_threads(0);
   std::sort(first.begin(), first.end());
-  EXPECT_EQ(first, (std::vector<int64_t>{0, 25}));
+  EXPECT_EQ(first, (std::vector<int64_t>{0, 50}));
+}
+
+// The first worker sleeps at its first item until all others are done: the second one takes over the first one's rest.
+TEST(ParallelRuns, AreSharedWhenAWorkerIsDone) {
+  set_pool_threads(2);
+  std::atomic<int64_t> done{0};
+  int64_t by_second = 0;
+  parallel_runs(101, [&](int64_t item, int worker) {
+    if (worker == 1) ++by_second, ++done;
+    while (item == 0 && done < 100) std::this_thread::yield();
+  });
+  set_pool_threads(0);
+  EXPECT_EQ(by_second, 100);
+}
+
+// Memory was made for two workers; then someone asked for five threads.
+TEST(ParallelRuns, WorkersThatThereIsMemoryForOnly) {
+  set_pool_threads(5);
+  for (const Take take : {Take::one, Take::run}) {
+    std::atomic<int64_t> ran{0};
+    std::atomic<int> greatest{0};
+    parallel_items(
+        100,
+        [&](int64_t, int worker) {
+          ++ran;
+          for (int seen = greatest; seen < worker && !greatest.compare_exchange_weak(seen, worker);) {}
+          std::this_thread::yield();
+        },
+        take, 2);
+    EXPECT_EQ(ran, 100);
+    EXPECT_LT(greatest, 2);
+  }
+  set_pool_threads(0);
 }
 
 TEST_P(Parallel, AnExceptionEndsItsRun) {
