@@ -135,7 +135,7 @@ template <class T> ATTN_INLINE void max_row(Sum<T>* m, const T* x, int64_t n) {
 // to twice as fast as several rows at once, though m or sum is read and written once a row (both stay in L1).
 constexpr int64_t kStreamAhead = 16 << 10;
 
-// Calls f(channel, vector of the row, Whole or Part) for every row and channel.
+// Calls f(row, channel, vector of the row, Whole or Part) for all rows and channels.
 template <class T, class F> ATTN_INLINE void stream_rows(const T* const* rows, int64_t count, int64_t n, F&& f) {
   if (count == 0 || n == 0) return;
   const int64_t fitting = kStreamAhead / (n * int64_t{sizeof(T)}), ahead = fitting < 1    ? 1
@@ -150,19 +150,30 @@ template <class T, class F> ATTN_INLINE void stream_rows(const T* const* rows, i
     const uintptr_t fetched = past < 0 ? address(r + ahead) : last + (past + 1) * step;
     for_lanes<Sum<T>>(n, [&](int64_t i, auto w) {
       __builtin_prefetch(reinterpret_cast<const void*>(fetched + i * sizeof(T)));
-      f(i, get(x + i, w), w);
+      f(r, i, get(x + i, w), w);
     });
   }
 }
 
 // m = max over rows
 template <class T> inline void max_rows(Sum<T>* m, const T* const* rows, int64_t count, int64_t n) {
-  stream_rows<T>(rows, count, n, [&](int64_t i, auto x, auto w) { put(m + i, max_or_nan(get(m + i, w), x), w); });
+  stream_rows<T>(rows, count, n,
+                 [&](int64_t, int64_t i, auto x, auto w) { put(m + i, max_or_nan(get(m + i, w), x), w); });
+}
+
+// The same, and at = number[r] of the first row r that is greater than what m held before it.
+template <class T>
+inline void max_rows_at(Sum<T>* m, Sum<T>* at, const Sum<T>* number, const T* const* rows, int64_t count, int64_t n) {
+  stream_rows<T>(rows, count, n, [&](int64_t r, int64_t i, auto x, auto w) {
+    const auto top = get(m + i, w);
+    put(at + i, x > top ? splat(number[r]) : get(at + i, w), w);
+    put(m + i, max_or_nan(top, x), w);
+  });
 }
 
 // sum += rows, in their order
 template <class T> inline void sum_rows(Sum<T>* sum, const T* const* rows, int64_t count, int64_t n) {
-  stream_rows<T>(rows, count, n, [&](int64_t i, auto x, auto w) { put(sum + i, get(sum + i, w) + x, w); });
+  stream_rows<T>(rows, count, n, [&](int64_t, int64_t i, auto x, auto w) { put(sum + i, get(sum + i, w) + x, w); });
 }
 
 // ---- results larger than the cache -----------------------------------------------------------------------------
@@ -256,6 +267,12 @@ template <class T> class RowWriter {
         for (int v = 0; v < V; ++v) store_as(out + r * n + v * L, x[r][v]);
       }
     }
+  }
+
+  // One vector, where blocks can be written.
+  ATTN_INLINE void vector(T* out, vec<Sum<T>> x) const {
+    if (stream_) stream_as(out, x);
+    else store_as(out, x);
   }
 
   // A row that lies elsewhere.

@@ -89,14 +89,17 @@ class SegmentItems {
   int64_t count_ = 0, partial_ = 0, split_ = 0;
 };
 
-// The kept rows of a part.
+// The kept rows of a part, and which of its tokens they are.
 template <class T> struct PartRows {
   const T* row[512];  // chunk_tokens() at most
+  Sum<T> number[512];
   int64_t n = 0;
 
   PartRows(const SegmentPoolParams& p, const SegmentPart& part) {
     for (int64_t t = part.begin; t < part.end; ++t) {
-      if (taken(p.mask, part.batch, t)) row[n++] = token_row<const T>(p.x, part.batch, t);
+      if (!taken(p.mask, part.batch, t)) continue;
+      number[n] = static_cast<Sum<T>>(t - part.begin);
+      row[n++] = token_row<const T>(p.x, part.batch, t);
     }
   }
 };
@@ -113,6 +116,20 @@ template <class T> inline void reduce_part(const SegmentPoolParams& p, const Par
     case PoolReduce::last:
       clear_row(acc, n);
       if (rows.n > 0) add_row<T>(acc, rows.row[p.reduce == PoolReduce::first ? 0 : rows.n - 1], n);
+  }
+}
+
+// The maximum of the rows of a part, and the token [C] that has it first.
+template <class T>
+inline void maximum_of_part(const SegmentPart& part, const PartRows<T>& rows, Sum<T>* acc, Sum<T>* number,
+                            int32_t* token, int64_t n) {
+  using S = Sum<T>;
+  if (rows.n == 0) return fill_row(token, int32_t{-1}, n);
+  fill_row(acc, -kInf<S>, n);
+  fill_row(number, rows.number[0], n);  // nothing is greater than it where all are -inf
+  max_rows_at<T>(acc, number, rows.number, rows.row, rows.n, n);
+  for (int64_t c = 0; c < n; ++c) {
+    token[c] = acc[c] == acc[c] ? static_cast<int32_t>(part.begin) + static_cast<int32_t>(number[c]) : -1;
   }
 }
 
@@ -146,17 +163,31 @@ template <class S> inline void combine_parts(PoolReduce reduce, S* acc, const S*
   });
 }
 
+// token = that of the part where its maximum is greater than m. Before m takes the part in.
+template <class S> inline void combine_tokens(const S* m, const S* part, int32_t* token, const int32_t* other,
+                                              int64_t n) {
+  for (int64_t c = 0; c < n; ++c) token[c] = part[c] > m[c] || part[c] != part[c] ? other[c] : token[c];
+}
+
 template <class T> inline void segment_forward(const SegmentPoolParams& p) {
   using S = Sum<T>;
   const int64_t n = p.channels;
   const SegmentItems items(p, chunk_tokens(n));
   const Buffer<S> partial(items.partials() * n);
+  const Buffer<int32_t> tokens(p.token ? items.partials() * n : 0);
   const Buffer<int64_t> kept(items.partials());
+  const auto token_of = [&](int64_t batch, int64_t segment) { return p.token + (batch * p.segments + segment) * n; };
   parallel_runs(items.count(), [&](int64_t item, int) {
-    S* acc = carve<SegmentScratch<T>>(n).a;
+    const auto scratch = carve<SegmentScratch<T>>(n);
     items.for_parts(item, [&](const SegmentPart& part) {
       const PartRows<T> rows(p, part);
-      reduce_part<T>(p, rows, part.whole ? acc : partial + part.number * n);
+      S* acc = part.whole ? scratch.a : partial + part.number * n;
+      if (p.token) {
+        int32_t* token = part.whole ? token_of(part.batch, part.segment) : tokens + part.number * n;
+        maximum_of_part<T>(part, rows, acc, scratch.b, token, n);
+      } else {
+        reduce_part<T>(p, rows, acc);
+      }
       if (part.whole) finish_segment<T>(p, part.batch, part.segment, acc, rows.n);
       else kept[part.number] = rows.n;
     });
@@ -164,10 +195,18 @@ template <class T> inline void segment_forward(const SegmentPoolParams& p) {
   items.for_split([&](int64_t batch, int64_t segment, int64_t number, int64_t parts) {
     S* acc = nullptr;
     int64_t count = 0;
+    int32_t* token = p.token ? token_of(batch, segment) : nullptr;
+    if (token) fill_row(token, int32_t{-1}, n);
     for (int64_t i = number; i < number + parts; ++i) {
       if (kept[i] == 0) continue;
-      if (!acc) acc = partial + i * n;
-      else combine_parts(p.reduce, acc, partial + i * n, n);
+      const S* part = partial + i * n;
+      if (!acc) {
+        acc = partial + i * n;
+        if (token) std::memcpy(token, tokens + i * n, n * sizeof(int32_t));
+      } else {
+        if (token) combine_tokens<S>(acc, part, token, tokens + i * n, n);
+        combine_parts(p.reduce, acc, part, n);
+      }
       count += kept[i];
     }
     finish_segment<T>(p, batch, segment, acc, count);

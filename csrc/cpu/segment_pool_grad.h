@@ -1,5 +1,5 @@
-// Gradient of segment pooling: every token gets its share of its segment's gradient. The maximum is found again from x,
-// which costs one more pass over a segment that is in the cache and saves storing where the maxima were.
+// Gradient of segment pooling: every token gets its share of its segment's gradient. Where forward noted which token
+// has the maximum, x isn't read; else the maximum is found again from x.
 #pragma once
 
 #include "cpu/max_share.h"
@@ -56,6 +56,26 @@ template <class T> struct SegmentGradient {
     }
   }
 
+  // dx of a part of a maximum whose tokens are known.
+  void write_noted(const SegmentPart& part, const SegmentScratch<T>& scratch, const RowWriter<T>& writer) const {
+    const int32_t* token = p.token + (part.batch * p.segments + part.segment) * n;
+    S *number = scratch.a, *share = scratch.b;
+    load_share(part.batch, part.segment, S{1}, share);
+    for (int64_t c = 0; c < n; ++c) number[c] = static_cast<S>(token[c] - part.begin);
+    T* out = static_cast<T*>(b.dx) + (part.batch * p.tokens + part.begin) * n;
+    const bool direct = n % Lanes<S>::n == 0 && writer.takes_blocks(out);
+    for (int64_t t = part.begin; t < part.end; ++t, out += n) {
+      const vec<S> here = splat(static_cast<S>(t - part.begin)), zero{};
+      T* dx = direct ? out : writer.row(out);
+      for_lanes<S>(n, [&](int64_t i, auto w) {
+        const vec<S> v = get(number + i, w) == here ? get(share + i, w) : zero;
+        if (direct) writer.vector(dx + i, v);
+        else put(dx + i, v, w);
+      });
+      if (!direct) writer.done(out);
+    }
+  }
+
   void whole_segment(const SegmentPart& part, const SegmentScratch<T>& scratch, const RowWriter<T>& writer) const {
     const PartRows<T> rows(p, part);
     const S factor = p.reduce == PoolReduce::mean && rows.n > 0 ? 1 / static_cast<S>(rows.n) : S{1};
@@ -101,10 +121,11 @@ template <class T> inline void segment_backward(const SegmentPoolBackwardParams&
   const int64_t n = p.channels;
   const SegmentItems items(p, chunk_tokens(n));
   const bool maximum = p.reduce == PoolReduce::max;
+  const int64_t split = p.token ? 0 : items.partials();  // of segments whose parts have to agree first
   // Of every part of a segment in several parts: its maximum, its share (before: its tie counts), its kept tokens.
-  const Buffer<S> maxima(maximum ? items.partials() * n : 0), shares(items.partials() * n);
-  const Buffer<int64_t> kept(items.partials());
-  if (items.partials() > 0) {
+  const Buffer<S> maxima(maximum ? split * n : 0), shares(split * n);
+  const Buffer<int64_t> kept(split);
+  if (split > 0) {
     parallel_runs(items.count(), [&](int64_t item, int) {
       items.for_parts(item, [&](const SegmentPart& part) {
         if (part.whole) return;
@@ -124,7 +145,8 @@ template <class T> inline void segment_backward(const SegmentPoolBackwardParams&
     const auto scratch = carve<SegmentScratch<T>>(n);
     const RowWriter<T> writer(p.batch * p.tokens * n * int64_t{sizeof(T)} >= kStreamBytes, scratch.row, n);
     items.for_parts(item, [&](const SegmentPart& part) {
-      if (part.whole) gradient.whole_segment(part, scratch, writer);
+      if (p.token) gradient.write_noted(part, scratch, writer);
+      else if (part.whole) gradient.whole_segment(part, scratch, writer);
       else gradient.write_rows(part, maxima + part.number * n, shares + part.number * n, scratch.row, writer);
     });
   });

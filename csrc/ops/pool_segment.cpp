@@ -43,24 +43,13 @@ std::vector<int32_t> offsets_of(const Check& check, const IdView& ids, const Seq
   return offsets;
 }
 
-// x as [B, L, C] even where it is [N, C].
-SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTensor& segment_ids,
-                           const OptionalTensor& cu_seqlens, int64_t num_segments, const Text& reduce,
-                           const OptionalTensor& mask) {
-  SegmentArguments a;
+// Which tokens make a segment, and which are kept. Batch and tokens are known.
+void set_places(const Check& check, SegmentArguments& a, const OptionalTensor& segment_ids,
+                const OptionalTensor& cu_seqlens, int64_t num_segments, const OptionalTensor& mask) {
   SegmentPoolParams& p = a.p;
-  p.dtype = check.floating(x, "x");
-  p.reduce = reduction(check, reduce);
   check.require(!segment_ids || !cu_seqlens, "segment_ids and cu_seqlens exclude each other");
+  check.length(p.tokens, "the number of tokens");
   if (cu_seqlens) {
-    check.on_device(x, "x");
-    check.rank(x, "x", 2, "[N, C] with cu_seqlens");
-    check.last_contiguous(x, "x");
-    check.length(x.size(0), "the number of tokens");
-    p.x = {x.data_ptr(), 0, x.stride(0)};
-    p.batch = 1;
-    p.tokens = x.size(0);
-    p.channels = x.size(1);
     p.offsets = cu_argument(check, *cu_seqlens, p.tokens);
     p.segments = cu_seqlens->size(0) - 1;
     if (mask) {
@@ -70,23 +59,18 @@ SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTe
       check.nonnegative_strides(*mask, "mask");
       p.mask = {static_cast<const uint8_t*>(mask->data_ptr()), 0, mask->stride(0)};
     }
-    return a;
+    return;
   }
-  p.x = token_view(check, x, "x");
-  p.batch = x.size(0);
-  p.tokens = x.size(1);
-  p.channels = x.size(2);
   p.mask = mask_argument(check, mask, "mask", p.batch, p.tokens);
-  check.length(p.tokens, "the number of tokens");
   check.require(num_segments >= 0 && num_segments < INT32_MAX, "num_segments must be >= 0, got ", num_segments);
   p.segments = segment_ids ? num_segments : 1;
   if (segment_ids) {
     const Sequences entries{p.batch, p.tokens, nullptr, p.batch};
     a.ids = ids_argument(check, *segment_ids, entries);
-    if (!check.values_known()) return a;
+    if (!check.values_known()) return;
     a.offsets = offsets_of(check, a.ids, entries, p.mask, p.segments);
   } else if (!check.values_known()) {
-    return a;  // kernels know the offsets of one segment
+    return;  // kernels know the offsets of one segment
   } else {
     for (int64_t b = 0; b < p.batch; ++b) {
       a.offsets.push_back(0);
@@ -94,6 +78,29 @@ SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTe
     }
   }
   p.offsets = a.offsets.data();
+}
+
+// x as [B, L, C] even where it is [N, C].
+SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTensor& segment_ids,
+                           const OptionalTensor& cu_seqlens, int64_t num_segments, PoolReduce reduce,
+                           const OptionalTensor& mask) {
+  SegmentArguments a;
+  SegmentPoolParams& p = a.p;
+  p.dtype = check.floating(x, "x");
+  p.reduce = reduce;
+  if (cu_seqlens) {
+    check.on_device(x, "x");
+    check.rank(x, "x", 2, "[N, C] with cu_seqlens");
+    check.last_contiguous(x, "x");
+    p.x = {x.data_ptr(), 0, x.stride(0)};
+    p.batch = 1;
+  } else {
+    p.x = token_view(check, x, "x");
+    p.batch = x.size(0);
+  }
+  p.tokens = x.size(x.dim() - 2);
+  p.channels = x.size(x.dim() - 1);
+  set_places(check, a, segment_ids, cu_seqlens, num_segments, mask);
   return a;
 }
 
@@ -116,7 +123,7 @@ std::vector<int64_t> pooled_sizes(const SegmentPoolParams& p, bool packed) {
 Tensor segment_pool_forward(const Tensor& x, const OptionalTensor& segment_ids, const OptionalTensor& cu_seqlens,
                             int64_t num_segments, const Text& reduce, const OptionalTensor& mask) {
   const Check check("segment_pool_forward", x);
-  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduce, mask);
+  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduction(check, reduce), mask);
   check_segment_pool_forward_on(check, a.p);
   Tensor out = new_tensor(x, pooled_sizes(a.p, cu_seqlens.has_value()), x.scalar_type());
   a.p.out = out.data_ptr();
@@ -131,7 +138,7 @@ Tensor segment_pool_backward(const Tensor& dout, const Tensor& x, const Optional
                              const OptionalTensor& cu_seqlens, int64_t num_segments, const Text& reduce,
                              const OptionalTensor& mask, const Text& tie) {
   const Check check("segment_pool_backward", x);
-  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduce, mask);
+  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduction(check, reduce), mask);
   check.require(tie == "first" || tie == "even", "tie must be 'first' or 'even', got '", tie.value, "'");
   check.on_device(dout, "dout");
   check.same_type(dout, "dout", x, "x");
@@ -153,9 +160,61 @@ Tensor segment_pool_backward(const Tensor& dout, const Tensor& x, const Optional
   return dx;
 }
 
+// The maxima, and which token has each of them first: what the gradient needs, instead of x.
+std::tuple<Tensor, Tensor> segment_max_forward(const Tensor& x, const OptionalTensor& segment_ids,
+                                               const OptionalTensor& cu_seqlens, int64_t num_segments,
+                                               const OptionalTensor& mask) {
+  const Check check("segment_max_forward");
+  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, PoolReduce::max, mask);
+  const std::vector<int64_t> sizes = pooled_sizes(a.p, cu_seqlens.has_value());
+  Tensor out = new_tensor(x, sizes, x.scalar_type()), token = new_tensor(x, sizes, ScalarType::Int);
+  a.p.out = out.data_ptr();
+  a.p.token = static_cast<int32_t*>(token.data_ptr());
+  if (out.numel() > 0) segment_pool_forward_on(check, a.p, nullptr);
+  return {out, token};
+}
+
+Tensor segment_max_backward(const Tensor& dout, const Tensor& token, const OptionalTensor& segment_ids,
+                            const OptionalTensor& cu_seqlens, int64_t num_segments, const OptionalTensor& mask,
+                            int64_t tokens) {
+  const Check check("segment_max_backward");
+  SegmentPoolBackwardParams b{};
+  SegmentArguments a;
+  SegmentPoolParams& p = a.p;
+  p.dtype = check.floating(dout, "dout");
+  p.reduce = PoolReduce::max;
+  check.on_device(dout, "dout");
+  check.rank(dout, "dout", cu_seqlens ? 2 : 3, "the result of segment_max_forward");
+  check.last_contiguous(dout, "dout");
+  check.require(tokens >= 0, "tokens must be >= 0, got ", tokens);
+  p.batch = cu_seqlens ? 1 : dout.size(0);
+  p.tokens = tokens;
+  p.channels = dout.size(dout.dim() - 1);
+  set_places(check, a, segment_ids, cu_seqlens, num_segments, mask);
+  const std::vector<int64_t> sizes = pooled_sizes(p, cu_seqlens.has_value());
+  check.shape(dout, "dout", sizes, "the result of segment_max_forward");
+  check.on_device(token, "token");
+  check.type(token, "token", ScalarType::Int);
+  check.shape(token, "token", sizes, "the result of segment_max_forward");
+  check.contiguous(token, "token");
+  std::vector<int64_t> all{p.batch, tokens, p.channels};
+  if (cu_seqlens) all.erase(all.begin());
+  Tensor dx = new_tensor(dout, all, dout.scalar_type());
+  if (dx.numel() == 0) return dx;
+  p.token = static_cast<int32_t*>(token.data_ptr());
+  b.forward = p;
+  b.dout = cu_seqlens ? TokenView{dout.data_ptr(), 0, dout.stride(0)}
+                      : TokenView{dout.data_ptr(), dout.stride(0), dout.stride(1)};
+  b.dx = dx.data_ptr();
+  segment_pool_backward_on(check, b, nullptr);
+  return dx;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
+  m.impl("segment_max_forward", TORCH_BOX(&segment_max_forward));
+  m.impl("segment_max_backward", TORCH_BOX(&segment_max_backward));
   m.impl("segment_pool_forward", TORCH_BOX(&segment_pool_forward));
   m.impl("segment_pool_backward", TORCH_BOX(&segment_pool_backward));
 }

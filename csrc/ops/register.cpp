@@ -115,6 +115,12 @@ STABLE_TORCH_LIBRARY(attn, m) {
   m.def("query_pool_forward(Tensor q, Tensor k, Tensor v, " ATTN_QUERY_POOL ") -> (Tensor out, Tensor lse)");
   m.def("s2_backward(" ATTN_SAVED ATTN_S2 ") -> " ATTN_QKV_GRADS);
   m.def("s2_forward(Tensor q, Tensor k, Tensor v, " ATTN_S2 ") -> (Tensor out, Tensor lse)");
+  m.def(
+      "segment_max_backward(Tensor dout, Tensor token, Tensor? segment_ids, Tensor? cu_seqlens, SymInt num_segments, "
+      "Tensor? mask, SymInt tokens) -> Tensor");
+  m.def(
+      "segment_max_forward(Tensor x, Tensor? segment_ids, Tensor? cu_seqlens, SymInt num_segments, Tensor? mask=None)"
+      " -> (Tensor out, Tensor token)");
   m.def("segment_pool_backward(Tensor dout, Tensor x, " ATTN_SEGMENT ", str tie='first') -> Tensor");
   m.def("segment_pool_forward(Tensor x, " ATTN_SEGMENT ") -> Tensor");
   m.def(

@@ -67,6 +67,9 @@ struct SegmentPoolParams {
   MaskView mask;
   PoolReduce reduce;
   void* out;  // [B, segments, C] contiguous
+  // CPU only. Null, or of a maximum [B, segments, C] contiguous: the first token that has it, -1 where there is none
+  // or where it is NaN. Given to backward, x is not read, and ties go to the first.
+  int32_t* token;
 };
 
 struct SegmentPoolBackwardParams {

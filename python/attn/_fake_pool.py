@@ -117,6 +117,33 @@ def _query_pool_backward(
     return _if(wanted[0], q), dk, dv
 
 
+@torch.library.register_fake("attn::segment_max_forward")
+def _segment_max_forward(
+    x: Tensor,
+    segment_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_segments: int,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    out = _segment_pool_forward(x, segment_ids, cu_seqlens, num_segments)
+    return out, out.new_empty(out.shape, dtype=torch.int32)
+
+
+@torch.library.register_fake("attn::segment_max_backward")
+def _segment_max_backward(
+    dout: Tensor,
+    token: Tensor,
+    segment_ids: Tensor | None,
+    cu_seqlens: Tensor | None,
+    num_segments: int,
+    mask: Tensor | None,
+    tokens: int,
+) -> Tensor:
+    if cu_seqlens is not None:
+        return dout.new_empty((tokens, dout.shape[1]))
+    return dout.new_empty((dout.shape[0], tokens, dout.shape[2]))
+
+
 @torch.library.register_fake("attn::segment_pool_forward")
 def _segment_pool_forward(
     x: Tensor,

@@ -46,8 +46,8 @@ template <class E> struct SegmentCase {
   }
 
   SegmentPoolParams forward() {
-    return {E::dtype, o.batch,        o.tokens,    o.channels, segments(),
-            x.view(), offsets.data(), kept.view(), o.reduce,   out.data.data()};
+    return {E::dtype,       o.batch,     o.tokens, o.channels,      segments(), x.view(),
+            offsets.data(), kept.view(), o.reduce, out.data.data(), nullptr};
   }
   SegmentPoolBackwardParams backward() { return {forward(), o.tie, dout.view(), dx.data.data()}; }
 

@@ -232,6 +232,45 @@ def test_opcheck(dtype):
     torch.library.opcheck(OPS.segment_pool_backward.default, (dout, x[0], *packed), **utils)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck_max(dtype):
+    utils = {} if dtype == torch.float32 else {"test_utils": ("test_schema", "test_faketensor")}
+    x, mask = randn(2, 20, 8, dtype=dtype), random_mask(2, 20)
+    cu = torch.tensor([0, 7, 18], dtype=torch.int32)
+    for rows, places in ((x, (sorted_ids(2, 20, 5), None, 5)), (x, (None, None, 1)), (x[0], (None, cu, 1))):
+        kept = mask if rows is x else mask[0]
+        torch.library.opcheck(OPS.segment_max_forward.default, (rows, *places, kept), **utils)
+        dout, token = OPS.segment_max_forward(rows, *places, kept)
+        torch.library.opcheck(OPS.segment_max_backward.default, (dout, token, *places, kept, 20), **utils)
+
+
+@pytest.mark.isa
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_noted_tokens(dtype):
+    x = randn(2, 900, 37, dtype=dtype).round()
+    x[0, 5, 3], x[1, 400:, 4], x[0, :, 6], x[1, :3, 7] = NAN, NAN, -torch.inf, torch.inf
+    out, token = OPS.segment_max_forward(x, None, None, 1)
+    torch.testing.assert_close(
+        out, OPS.segment_pool_forward(x, None, None, 1), rtol=0, atol=0, equal_nan=True
+    )
+    top, first = x.max(1, keepdim=True)
+    assert torch.equal(token, torch.where(top.isnan(), -1, x.eq(top).int().argmax(1, keepdim=True)).int())
+    assert first.shape == token.shape
+    wild = torch.randint(-(2**31), 2**31 - 1, token.shape).int()
+    dx = OPS.segment_max_backward(out, wild, None, None, 1, None, 900)
+    assert dx.count_nonzero() <= wild.numel()
+
+
+def test_gradient_of_a_maximum_keeps_tokens_not_x():
+    x = randn(2, 50, 16).requires_grad_()
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda y: saved.append(y) or y, lambda y: y):
+        out = attn.segment_pool(x * 1, segment_ids=sorted_ids(2, 50, 4), num_segments=4)
+    assert all(y.dtype == torch.int32 for y in saved if y.numel() > 1)
+    out.sum().backward()
+    assert x.grad.count_nonzero() == out.numel() - (out == 0).sum()
+
+
 def test_compile():
     x = randn(2, 20, 8).requires_grad_()
     ids = sorted_ids(2, 20, 5)

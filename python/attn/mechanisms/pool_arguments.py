@@ -14,10 +14,10 @@ from . import arguments as check
 TIES = ("first", "even")
 
 
-def tokens(op: str, name: str, x: Any, layout: str = "[B, L, C]") -> Tensor:
-    """A ``[B, L, C]`` tensor, with a contiguous last dimension."""
+def tokens(op: str, name: str, x: Any, layout: str = "[B, L, C]", dims: int = 3) -> Tensor:
+    """A ``[B, L, C]`` tensor (``[N, C]`` with ``dims`` of 2), with a contiguous last dimension."""
     x = check.is_tensor(name, x)
-    if x.dim() != 3:
+    if x.dim() != dims:
         raise ValueError(f"{name} must be {layout}, got shape {check.shape_text(x)}")
     (x,) = check.autocast(x)
     require_backend(op, x)
@@ -95,9 +95,9 @@ def packed(x: Any, like: Tensor, like_name: str, batch: int, length: int) -> Ten
         values = x.tolist()
         if values[0] != 0:
             raise ValueError(f"cu_seqlens must start at 0, got {values[0]}")
-        for i, j in pairwise(values):
-            if j < i:
-                raise ValueError(f"cu_seqlens must not decrease, got {i} before {j}")
+        if values != sorted(values):
+            i, j = next((i, j) for i, j in pairwise(values) if j < i)
+            raise ValueError(f"cu_seqlens must not decrease, got {i} before {j}")
         if values[-1] > length:
             raise ValueError(f"cu_seqlens must not exceed the number of tokens, {length}, got {values[-1]}")
     return x.contiguous()

@@ -45,6 +45,40 @@ class _SegmentPool(Function):
         return dx, None, None, None, None, None, None
 
 
+class _SegmentMax(Function):
+    """The maximum with the gradient to the first of equals: which token has it is kept, and x is not."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        segment_ids: Tensor | None,
+        cu_seqlens: Tensor | None,
+        mask: Tensor | None,
+        num_segments: int,
+    ) -> tuple[Tensor, Tensor]:
+        out, token = torch.ops.attn.segment_max_forward(x, segment_ids, cu_seqlens, num_segments, mask)
+        return out, token
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, segment_ids, cu_seqlens, mask, ctx.num_segments = inputs
+        ctx.tokens = x.shape[-2]
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output[1], segment_ids, cu_seqlens, mask)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if dout is None:
+            return None, None, None, None, None
+        token, segment_ids, cu_seqlens, mask = ctx.saved_tensors
+        dx = torch.ops.attn.segment_max_backward(
+            check.last_contiguous(dout), token, segment_ids, cu_seqlens, ctx.num_segments, mask, ctx.tokens
+        )
+        return dx, None, None, None, None
+
+
 def segment_pool(
     x: Tensor,
     *,
@@ -83,7 +117,8 @@ def segment_pool(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
         BackendError: no backend serves the device or dtype.
 
-    Cost: reads x once, forward; backward reads x again for a maximum and writes its gradient.
+    Cost: reads x once, forward; backward writes its gradient. For a maximum the CPU keeps the tokens that
+    have it, ``[S, C]`` in int32, instead of x; on a GPU and with ``tie="even"``, x is kept and read again.
     """
     x = check.is_tensor("x", x)
     if segment_ids is not None and cu_seqlens is not None:
@@ -92,9 +127,7 @@ def segment_pool(
         x = x.squeeze(0)  # whose gradient is a view; that of x[0] is a copy
         mask = mask[0] if isinstance(mask, Tensor) and mask.dim() == 2 else mask
     if cu_seqlens is not None:
-        if x.dim() != 2:
-            raise ValueError(f"x must be [N, C] with cu_seqlens, got shape {check.shape_text(x)}")
-        x = pool.tokens("segment_pool", "x", x[None]).squeeze(0)
+        x = pool.tokens("segment_pool", "x", x, "[N, C] with cu_seqlens", 2)
         cu_seqlens = pool.packed(cu_seqlens, x, "x", 1, x.shape[0])
     else:
         x = pool.tokens("segment_pool", "x", x)
@@ -110,6 +143,9 @@ def segment_pool(
         num_segments = _count(segment_ids, kept)
     else:
         check.integer("num_segments", num_segments, 0)
+    wanted = torch.is_grad_enabled() and x.requires_grad
+    if wanted and reduce == "max" and tie == "first" and x.device.type == "cpu":
+        return call(_SegmentMax, x, segment_ids, cu_seqlens, kept, num_segments)[0]
     return call(_SegmentPool, x, segment_ids, cu_seqlens, kept, num_segments, reduce, tie)
 
 
