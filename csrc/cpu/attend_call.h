@@ -25,7 +25,7 @@ template <class In> struct ForwardCall {
     ColumnOperand<T, In> values{};
   };
   Followed* followed = nullptr;
-  T* packed = nullptr;  // [workers]: values of a head whose keys are one tile
+  T* packed = nullptr;        // [workers]: values of a head whose keys are one tile
   int workers = kAnyWorkers;  // that there is memory for
 
   explicit ForwardCall(const AttendParams& params)

@@ -42,14 +42,19 @@ TEST(ParallelRuns, EveryWorkerHasItsOwn) {
   EXPECT_EQ(first, (std::vector<int64_t>{0, 50}));
 }
 
-// The first worker sleeps at its first item until all others are done: the second one takes over the first one's rest.
+// The first worker stays at its first item until all others are done: the second one takes over the first one's rest.
 TEST(ParallelRuns, AreSharedWhenAWorkerIsDone) {
   set_pool_threads(2);
-  std::atomic<int64_t> done{0};
-  int64_t by_second = 0;
-  parallel_runs(101, [&](int64_t item, int worker) {
-    if (worker == 1) ++by_second, ++done;
-    while (item == 0 && done < 100) std::this_thread::yield();
+  std::atomic<int64_t> by_second{0};
+  std::atomic<bool> begun{false};
+  parallel_runs(101, [&](int64_t, int worker) {
+    if (worker == 0) {
+      begun = true;
+      while (by_second < 100) std::this_thread::yield();
+    } else {
+      while (!begun) std::this_thread::yield();
+      ++by_second;
+    }
   });
   set_pool_threads(0);
   EXPECT_EQ(by_second, 100);
