@@ -39,7 +39,6 @@ template <class In> class FlowForward {
     state_size_ = x.state_size();
     probe.take<F>(kChunk * ld_);
     probe.take<A>(kChunk);
-    probe.take<In>(p_.dim_v);
     scratch_bytes_ = probe.used;
     products_ = std::make_unique<Workspace<A>>(rows_.groups() * state_size_);
   }
@@ -289,35 +288,62 @@ template <class In> class FlowForward {
 
   void write_rows(int64_t g, int64_t segment, int worker) const {
     Scratch w(*this);
-    In* row = w.carve.template take<In>(p_.dim_v);
-    const pool::RowWriter<In> writer(stream_, row, p_.dim_v);
+    const pool::RowWriter<In> around(stream_, nullptr, p_.dim_v), plain(false, nullptr, p_.dim_v);
     Product x(p_.dim, p_.dim_v, w.carve);
     x.set_state(products_->get() + g * state_size_, nullptr);
     const int64_t n_sources = rows_.keys(g).count;
     for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       const A* incoming = rows_.sink_stat(t, g, 0, first);
-      A* conserved = rows_.sink_stat(t, g, 1, first);
+      A *conserved = rows_.sink_stat(t, g, 1, first), *factor = w.weight;
       dot_block_rows(rows, ld_, n, vector(g, kSourceFlows), conserved);
       const A rest = rows_.eps_dot(vector(g, kSourceFlows), ld_);
       for (int64_t i = 0; i < n; ++i) conserved[i] += rest;
-      if (n_sources > 0) {
-        sigmoid_block(conserved, n, static_cast<A>(static_cast<double>(t.count) / n_sources), w.weight);
-      }
       In* results[kChunk];
-      for (int64_t i = 0; i < n; ++i) results[i] = row_at<In>(p_.out, t.batch, rows_.head(g), t.at(first + i));
+      bool aligned = true;
+      for (int64_t i = 0; i < n; ++i) {
+        results[i] = row_at<In>(p_.out, t.batch, rows_.head(g), t.at(first + i));
+        aligned &= around.takes_blocks(results[i]);
+      }
+      if (n_sources == 0) {
+        for (int64_t i = 0; i < n; ++i) store_zero_row(results[i], p_.dim_v);
+        return;
+      }
+      sigmoid_block(conserved, n, static_cast<A>(static_cast<double>(t.count) / n_sources), factor);
+      for (int64_t i = 0; i < n; ++i) factor[i] /= incoming[i];
       RowFetch<In> outs;
       if (!stream_) outs.start(results, 0, n, p_.dim_v, x.apply_calls(n));
-      x.apply_state_to(rows, ld_, n, [&] { outs(); });
-      for (int64_t i = 0; i < n; ++i) {
-        In* out = results[i];
-        if (n_sources == 0) {
-          store_zero_row(out, p_.dim_v);
-          continue;
-        }
-        store_scaled_row(writer.row(out), w.weight[i] / incoming[i], x.out + i * x.ld_out, p_.dim_v);
-        writer.done(out);
-      }
+      const pool::RowWriter<In>& writer = aligned ? around : plain;
+      x.apply_state_to(rows, ld_, n, [&](auto& acc, int64_t row, int64_t column) __attribute__((always_inline)) {
+        write_block(acc, factor + row, results + row, column, writer);
+        outs();
+      });
     });
+  }
+
+  // Columns of some result rows, from registers.
+  template <int R, int V>
+  ATTN_INLINE void write_block(vec<A> (&x)[R][V], const A* factor, In* const* to, int64_t column,
+                               const pool::RowWriter<In>& writer) const {
+    constexpr int L = Lanes<A>::n;
+    const int64_t there = p_.dim_v - column;
+    ATTN_UNROLL
+    for (int r = 0; r < R; ++r) {
+      ATTN_UNROLL
+      for (int v = 0; v < V; ++v) x[r][v] *= factor[r];
+    }
+    if (there >= V * L) {
+      ATTN_UNROLL
+      for (int r = 0; r < R; ++r) {
+        ATTN_UNROLL
+        for (int v = 0; v < V; ++v) writer.vector(to[r] + column + v * L, x[r][v]);
+      }
+      return;
+    }
+    for (int r = 0; r < R; ++r) {
+      A row[V * L];
+      for (int v = 0; v < V; ++v) store(row + v * L, x[r][v]);
+      store_scaled_row(to[r] + column, A{1}, row, there);
+    }
   }
 };
 

@@ -211,52 +211,57 @@ inline void acc_panel(const T* p, int64_t width, int64_t rows, int64_t depth, co
   for_acc_blocks<T>(p, width, rows, depth, b, ldb, columns, store_block);
 }
 
-template <class T, int MR, int NV, bool Add>
-ATTN_INLINE void rows_block(const T* a, int64_t lda, int64_t depth, const T* b, int64_t ldb, Acc<T>* __restrict o,
-                            int64_t ldo) {
-  constexpr int L = kLanes<T>;
-  vec<Acc<T>> acc[MR][NV];
-  product_block<T, MR, NV>(a, lda, depth, b, ldb, acc);
-  ATTN_UNROLL
-  for (int m = 0; m < MR; ++m) {
-    ATTN_UNROLL
-    for (int v = 0; v < NV; ++v) {
-      Acc<T>* at = o + m * ldo + v * L;
-      store(at, Add ? load(at) + acc[m][v] : acc[m][v]);
-    }
-  }
-}
-
-template <class T, int NV, bool Add, class F>
-inline void rows_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, Acc<T>* o,
-                       int64_t ldo, F&& between) {
+template <class T, int NV, class F>
+inline void product_strip(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t column,
+                          F&& f) {
   for_row_blocks(rows, [&](auto at_once, int64_t n) __attribute__((always_inline)) {
-    rows_block<T, at_once, NV, Add>(a + n * lda, lda, depth, b, ldb, o + n * ldo, ldo);
-    between();
+    vec<Acc<T>> acc[at_once][NV];
+    product_block<T, at_once, NV>(a + n * lda, lda, depth, b + column, ldb, acc);
+    f(acc, n, column);
   });
 }
 
-template <class T, bool Add, class F>
-inline void rows_product(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
-                         Acc<T>* o, int64_t ldo, F&& between) {
+// A B by blocks: calls f(block, first row, first column), a block being [1 to kDotRows][1 or 2] vectors. `columns` is a
+// multiple of the vector length; lda, depth and ldb count T.
+template <class T, class F>
+inline void for_product_blocks(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb,
+                               int64_t columns, F&& f) {
   constexpr int L = kLanes<T>;
   int64_t x = 0;
-  for (; x + 2 * L <= columns; x += 2 * L) rows_strip<T, 2, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo, between);
-  if (x < columns) rows_strip<T, 1, Add>(a, lda, rows, depth, b + x, ldb, o + x, ldo, between);
+  for (; x + 2 * L <= columns; x += 2 * L) product_strip<T, 2>(a, lda, rows, depth, b, ldb, x, f);
+  if (x < columns) product_strip<T, 1>(a, lda, rows, depth, b, ldb, x, f);
 }
 
-// O [rows][columns] += A B. `columns` is a multiple of the vector length; lda, depth and ldb count T.
+template <class T, bool Add>
+inline void rows_product(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
+                         Acc<T>* __restrict o, int64_t ldo) {
+  const auto store_block = [&](auto& acc, int64_t first, int64_t column) __attribute__((always_inline)) {
+    constexpr int L = kLanes<T>, MR = std::extent_v<std::remove_reference_t<decltype(acc)>, 0>,
+                  NV = std::extent_v<std::remove_reference_t<decltype(acc)>, 1>;
+    ATTN_UNROLL
+    for (int m = 0; m < MR; ++m) {
+      ATTN_UNROLL
+      for (int v = 0; v < NV; ++v) {
+        Acc<T>* at = o + (first + m) * ldo + column + v * L;
+        store(at, Add ? load(at) + acc[m][v] : acc[m][v]);
+      }
+    }
+  };
+  for_product_blocks<T>(a, lda, rows, depth, b, ldb, columns, store_block);
+}
+
+// O [rows][columns] += A B (for_product_blocks).
 template <class T>
 inline void add_rows(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb, int64_t columns,
                      Acc<T>* o, int64_t ldo) {
-  rows_product<T, true>(a, lda, rows, depth, b, ldb, columns, o, ldo, NothingBetween{});
+  rows_product<T, true>(a, lda, rows, depth, b, ldb, columns, o, ldo);
 }
 
-// O = A B: what it held doesn't count. `between` is called after every block.
-template <class T, class F = NothingBetween>
+// O = A B: what it held doesn't count.
+template <class T>
 inline void multiply_rows(const T* a, int64_t lda, int64_t rows, int64_t depth, const T* b, int64_t ldb,
-                          int64_t columns, Acc<T>* o, int64_t ldo, F&& between = {}) {
-  rows_product<T, false>(a, lda, rows, depth, b, ldb, columns, o, ldo, between);
+                          int64_t columns, Acc<T>* o, int64_t ldo) {
+  rows_product<T, false>(a, lda, rows, depth, b, ldb, columns, o, ldo);
 }
 
 ATTN_NAMESPACE_END

@@ -188,10 +188,10 @@ template <class T> class ScanProduct {
   int64_t update_calls() const {
     return (inner + kAccBlock<T> - 1) / kAccBlock<T> * ((ld_out / L + kAccVecs - 1) / kAccVecs);
   }
-  // ... and out = rows . state, with at least apply_calls(n) calls.
-  template <class F, class Between> void apply_state_to(const F* rows, int64_t ld, int64_t n, Between&& between) {
-    multiply_rows<T>(reinterpret_cast<const T*>(rows), ld / kPair<T>, n, depth, right_, ld_out, ld_out, out, ld_out,
-                     between);
+  // ... and rows . state by blocks: f(block, first row, first column) (for_product_blocks), at least apply_calls(n)
+  // times.
+  template <class F, class Write> void apply_state_to(const F* rows, int64_t ld, int64_t n, Write&& f) const {
+    for_product_blocks<T>(reinterpret_cast<const T*>(rows), ld / kPair<T>, n, depth, right_, ld_out, ld_out, f);
   }
   int64_t apply_calls(int64_t n) const {
     return (n + kDotRows - 1) / kDotRows * ((ld_out + kPanelVecs * L - 1) / (kPanelVecs * L));
