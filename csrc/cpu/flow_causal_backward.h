@@ -13,9 +13,7 @@ template <class In> class FlowCausalBackward {
   using Segment = typename Passes::Segment;
 
  public:
-  explicit FlowCausalBackward(const FlowBackwardParams& params)
-      : b_(params), p_(params.forward), pass_(params), ld_(pass_.width()), tall_(pass_.tall()), wide_(pass_.wide()),
-        before_size_(pass_.before_size()), after_size_(pass_.after_size()) {}
+  explicit FlowCausalBackward(const FlowBackwardParams& params) : b_(params), p_(params.forward), pass_(params) {}
 
   void run() {
     const auto& rows = pass_.rows();
@@ -35,22 +33,21 @@ template <class In> class FlowCausalBackward {
   const FlowBackwardParams& b_;
   const FlowParams& p_;
   const Passes pass_;
-  const int64_t ld_, tall_, wide_, before_size_, after_size_;  // sizes of a vector and of sums, see Passes
 
   void run_by_group(const SegmentGrid& grid) const {
     grid.for_groups([&](int64_t g) {
-      const int64_t segments = grid.segments(g), vectors = 4 * ld_;
-      const Workspace<A> befores((segments + 1) * before_size_), sums(2 * (vectors + after_size_));
-      std::memset(befores.get(), 0, before_size_ * sizeof(A));
+      const int64_t segments = grid.segments(g), vectors = 4 * pass_.width();
+      const Workspace<A> befores((segments + 1) * pass_.before_size()), sums(2 * (vectors + pass_.after_size()));
+      std::memset(befores.get(), 0, pass_.before_size() * sizeof(A));
       for (int64_t i = 0; i + 1 < segments; ++i) {
-        A* next = befores.get() + (i + 1) * before_size_;
+        A* next = befores.get() + (i + 1) * pass_.before_size();
         pass_.with_segment(g, i, [&](const Segment& s) { pass_.sum_before(s, next); });
-        add_row(next, befores.get() + i * before_size_, before_size_);
+        add_row(next, befores.get() + i * pass_.before_size(), pass_.before_size());
       }
-      A *after = sums.get(), *after_product = after + vectors, *added = after_product + after_size_;
+      A *after = sums.get(), *after_product = after + vectors, *added = after_product + pass_.after_size();
       A* added_product = added + vectors;
       double carry = 0;
-      std::memset(after, 0, (vectors + after_size_) * sizeof(A));
+      std::memset(after, 0, (vectors + pass_.after_size()) * sizeof(A));
       for (int64_t i = segments - 1; i >= 0; --i) {
         Line line{};
         pass_.with_segment(g, i, [&](const Segment& s) {
@@ -59,21 +56,22 @@ template <class In> class FlowCausalBackward {
           pass_.source_gradients(s, carry);
           pass_.sum_conserved(s, added);
           pass_.flow_gradients(s, after);
-          pass_.sum_flows(s, added + 2 * ld_);
-          pass_.write_rows(s, befores.get() + i * before_size_, after, after_product + tall_, added_product + tall_);
+          pass_.sum_flows(s, added + 2 * pass_.width());
+          pass_.write_rows(s, befores.get() + i * pass_.before_size(), after, after_product + pass_.tall(),
+                           added_product + pass_.tall());
         });
         carry = line.at(carry);
         add_row(after, added, vectors);
-        add_row(after_product, added_product, after_size_);
+        add_row(after_product, added_product, pass_.after_size());
       }
     });
   }
 
   void run_by_segment(const SegmentGrid& grid) const {
     // Slot i of the sums before a segment, slot i + 1 of those after it.
-    const int64_t slots = grid.total() + grid.groups(), vectors = 2 * ld_;
-    const Workspace<A> befores(slots * before_size_), products(slots * after_size_), conserved(slots * vectors),
-        flows(slots * vectors);
+    const int64_t slots = grid.total() + grid.groups(), vectors = 2 * pass_.width();
+    const Workspace<A> befores(slots * pass_.before_size()), products(slots * pass_.after_size()),
+        conserved(slots * vectors), flows(slots * vectors);
     std::vector<Line> lines(slots);
     std::vector<double> carries(slots);
     const auto slot = [&](int64_t g, int64_t i) { return grid.item(g, i) + g; };
@@ -90,19 +88,20 @@ template <class In> class FlowCausalBackward {
       });
     };
     each([&](const Segment& s, int64_t i) {
-      pass_.sum_before(s, befores.get() + (i + 1) * before_size_);
-      pass_.sum_after(s, products.get() + i * after_size_);
+      pass_.sum_before(s, befores.get() + (i + 1) * pass_.before_size());
+      pass_.sum_after(s, products.get() + i * pass_.after_size());
     });
     grid.for_groups([&](int64_t g) {
-      std::memset(befores.get() + slot(g, 0) * before_size_, 0, before_size_ * sizeof(A));
+      std::memset(befores.get() + slot(g, 0) * pass_.before_size(), 0, pass_.before_size() * sizeof(A));
       for (int64_t i = 0; i < grid.segments(g); ++i) {
-        add_row(befores.get() + slot(g, i + 1) * before_size_, befores.get() + slot(g, i) * before_size_, before_size_);
+        add_row(befores.get() + slot(g, i + 1) * pass_.before_size(), befores.get() + slot(g, i) * pass_.before_size(),
+                pass_.before_size());
       }
     });
-    accumulate_reversed(products.get(), after_size_);
+    accumulate_reversed(products.get(), pass_.after_size());
     each([&](const Segment& s, int64_t i) {
-      const Workspace<A> added(tall_);
-      pass_.weight_gradients(s, products.get() + (i + 1) * after_size_, added.get());
+      const Workspace<A> added(pass_.tall());
+      pass_.weight_gradients(s, products.get() + (i + 1) * pass_.after_size(), added.get());
       lines[i] = pass_.gamma_line(s);
     });
     grid.for_groups([&](int64_t g) {
@@ -121,12 +120,12 @@ template <class In> class FlowCausalBackward {
     });
     accumulate_reversed(flows.get(), vectors);
     each([&](const Segment& s, int64_t i) {
-      const Workspace<A> sums(2 * vectors + wide_);
+      const Workspace<A> sums(2 * vectors + pass_.wide());
       A* after = sums.get();
       std::memcpy(after, conserved.get() + (i + 1) * vectors, vectors * sizeof(A));
       std::memcpy(after + vectors, flows.get() + (i + 1) * vectors, vectors * sizeof(A));
-      pass_.write_rows(s, befores.get() + i * before_size_, after, products.get() + (i + 1) * after_size_ + tall_,
-                       after + 2 * vectors);
+      pass_.write_rows(s, befores.get() + i * pass_.before_size(), after,
+                       products.get() + (i + 1) * pass_.after_size() + pass_.tall(), after + 2 * vectors);
     });
   }
 };
