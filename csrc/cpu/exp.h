@@ -9,23 +9,23 @@
 
 ATTN_NAMESPACE_BEGIN
 
+// (...(first f + c1) f + c2 ...): a polynomial, highest coefficient first.
+template <class... C> ATTN_INLINE f32v horner(f32v f, float first, C... rest) {
+  f32v r = splat(first);
+  ((r = r * f + rest), ...);
+  return r;
+}
+
 // 2^x for x <= 127. x of -127 and below (in particular -inf) gives exactly 0, NaN gives NaN, 2^0 is exactly 1.
 // x = n + f; 2^f by a polynomial of degree 5, or 4 (minimax in relative error, constant term fixed at 1).
 #if ATTN_VBYTES == 64 && defined(__AVX512DQ__)
 // n = floor(x), f in [0, 1): one instruction gives f, another multiplies by 2^floor(x). Error 8.2e-8, or 3.0e-6.
 template <int kDegree> ATTN_INLINE f32v exp2_fraction(f32v f) {
-  f32v r;
   if constexpr (kDegree == 4) {
-    r = f * 1.342668425e-02f + 5.224247427e-02f;
-    r = r * f + 2.412802047e-01f;
-    r = r * f + 6.930448449e-01f;
+    return horner(f, 1.342668425e-02f, 5.224247427e-02f, 2.412802047e-01f, 6.930448449e-01f, 1.0f);
   } else {
-    r = f * 1.867130072e-03f + 9.017030316e-03f;
-    r = r * f + 5.579991311e-02f;
-    r = r * f + 2.401644502e-01f;
-    r = r * f + 6.931513118e-01f;
+    return horner(f, 1.867130072e-03f, 9.017030316e-03f, 5.579991311e-02f, 2.401644502e-01f, 6.931513118e-01f, 1.0f);
   }
-  return r * f + 1.0f;
 }
 template <int kDegree> ATTN_INLINE f32v exp2_by(f32v x) {
   const __m512 v = (__m512)x;
@@ -43,18 +43,9 @@ template <int kDegree> ATTN_INLINE f32v exp2_by(f32v x) {
   const f32v f = x - (t - magic);
   // Unsigned: what lies outside the promised range is wrong, but never undefined.
   const u32v scale = (bit_cast<u32v>(t) << 23) + (127u << 23);
-  f32v r;
-  if constexpr (kDegree == 4) {
-    r = f * 9.582853029e-03f + 5.590642459e-02f;
-    r = r * f + 2.402409861e-01f;
-    r = r * f + 6.931241934e-01f;
-  } else {
-    r = f * 1.326472731e-03f + 9.671512991e-03f;
-    r = r * f + 5.550733581e-02f;
-    r = r * f + 2.402224243e-01f;
-    r = r * f + 6.931470037e-01f;
-  }
-  r = r * f + 1.0f;
+  const f32v r = kDegree == 4 ? horner(f, 9.582853029e-03f, 5.590642459e-02f, 2.402409861e-01f, 6.931241934e-01f, 1.0f)
+                              : horner(f, 1.326472731e-03f, 9.671512991e-03f, 5.550733581e-02f, 2.402224243e-01f,
+                                       6.931470037e-01f, 1.0f);
   return r * bit_cast<f32v>(scale);
 }
 #endif
