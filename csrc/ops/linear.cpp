@@ -89,16 +89,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_forward(const Tensor& q, const
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> linear_backward(
     const Tensor& dout, const OptionalTensor& ds, const OptionalTensor& dz, const Tensor& q, const Tensor& k,
-    const Tensor& v, const Tensor& out, const Tensor& mass, const Tensor& s, const Tensor& z, const Text& feature_map,
-    bool causal, bool normalize, double eps, const OptionalTensor& key_mask, const OptionalTensor& cu_seqlens,
-    const OptionalTensor& initial_s, const OptionalTensor& initial_z) {
+    const Tensor& v, const OptionalTensor& out, const Tensor& mass, const OptionalTensor& s, const OptionalTensor& z,
+    const Text& feature_map, bool causal, bool normalize, double eps, const OptionalTensor& key_mask,
+    const OptionalTensor& cu_seqlens, const OptionalTensor& initial_s, const OptionalTensor& initial_z) {
   const Check check("linear_backward", q);
   LinearParams p =
       linear_params(check, q, k, v, {feature_map, causal, normalize, eps, key_mask, cu_seqlens, initial_s, initial_z});
   const LinearSizes size = sizes(p);
-  p.out = result_view(check, out, "out", {p.batch, p.heads, p.tq, p.dim_v}, q);
-  if (normalize) p.mass = state_data(check, mass, "mass", size.mass, "[B, H, Tq]", q);
+  if (normalize) {
+    check.require(out.has_value(), "out must be given where normalize is true");
+    p.out = result_view(check, *out, "out", {p.batch, p.heads, p.tq, p.dim_v}, q);
+    p.mass = state_data(check, mass, "mass", size.mass, "[B, H, Tq]", q);
+  }
   if (!causal) {
+    check.require(s && z, "s and z must be given where causal is false");
     p.s = state_data(check, s, "s", size.s, "[B, Hkv, F, Dv]", q);
     p.z = state_data(check, z, "z", size.z, "[B, Hkv, F]", q);
   }

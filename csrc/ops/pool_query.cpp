@@ -91,21 +91,22 @@ std::tuple<Tensor, Tensor> query_pool_forward(const Tensor& q, const Tensor& k, 
 }
 
 std::tuple<Tensor, Tensor, Tensor> query_pool_backward(const Tensor& dout, const Tensor& q, const Tensor& k,
-                                                       const Tensor& v, const Tensor& out, const Tensor& lse,
+                                                       const Tensor& v, const OptionalTensor& out, const Tensor& lse,
                                                        const std::vector<bool>& wanted, std::optional<double> scale,
                                                        const OptionalTensor& cu_seqlens, const OptionalTensor& key_mask,
                                                        const Text& activation, const Text& axis) {
   const Check check("query_pool_backward", q);
   QueryPoolParams p = arguments(check, q, k, v, {scale, cu_seqlens, key_mask, activation, axis});
   const std::vector<int64_t> sizes{p.sequences.count, p.heads, p.queries, p.dim_v};
-  for (const auto& [t, name] : {std::pair<const Tensor*, const char*>{&dout, "dout"}, {&out, "out"}}) {
-    check.same_type(*t, name, q, "q");
-    check.shape(*t, name, sizes, "[sequences, H, M, Dv]");
-  }
-  check.on_device(out, "out");
-  check.contiguous(out, "out");
-  p.out = out.data_ptr();
+  check.same_type(dout, "dout", q, "q");
+  check.shape(dout, "dout", sizes, "[sequences, H, M, Dv]");
   if (p.activation == PoolActivation::softmax_keys) {
+    check.require(out.has_value(), "out must be given for a softmax over the keys");
+    check.on_device(*out, "out");
+    check.same_type(*out, "out", q, "q");
+    check.shape(*out, "out", sizes, "[sequences, H, M, Dv]");
+    check.contiguous(*out, "out");
+    p.out = out->data_ptr();
     check.on_device(lse, "lse");
     check.type(lse, "lse", statistics_type(q));
     check.shape(lse, "lse", {sizes[0], sizes[1], sizes[2]}, "[sequences, H, M]");

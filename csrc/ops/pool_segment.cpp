@@ -80,26 +80,36 @@ void set_places(const Check& check, SegmentArguments& a, const OptionalTensor& s
   p.offsets = a.offsets.data();
 }
 
-// x as [B, L, C] even where it is [N, C].
+// Rows [B, L, C], packed [N, C].
+TokenView rows_view(const Check& check, const Tensor& t, const char* name, bool packed) {
+  if (!packed) return token_view(check, t, name);
+  check.on_device(t, name);
+  check.rank(t, name, 2, "[N, C] with cu_seqlens");
+  check.last_contiguous(t, name);
+  return {t.data_ptr(), 0, t.stride(0)};
+}
+
+std::vector<int64_t> row_sizes(const SegmentPoolParams& p, int64_t rows, bool packed) {
+  if (packed) return {rows, p.channels};
+  return {p.batch, rows, p.channels};
+}
+
+// What rows say of a call, those of x or of its result.
+void set_sizes(const Check& check, SegmentPoolParams& p, const Tensor& rows, const char* name, int64_t tokens,
+               bool packed) {
+  p.dtype = check.floating(rows, name);
+  p.batch = packed ? 1 : rows.size(0);
+  p.tokens = tokens;
+  p.channels = rows.size(rows.dim() - 1);
+}
+
 SegmentArguments arguments(const Check& check, const Tensor& x, const OptionalTensor& segment_ids,
                            const OptionalTensor& cu_seqlens, int64_t num_segments, PoolReduce reduce,
                            const OptionalTensor& mask) {
   SegmentArguments a;
-  SegmentPoolParams& p = a.p;
-  p.dtype = check.floating(x, "x");
-  p.reduce = reduce;
-  if (cu_seqlens) {
-    check.on_device(x, "x");
-    check.rank(x, "x", 2, "[N, C] with cu_seqlens");
-    check.last_contiguous(x, "x");
-    p.x = {x.data_ptr(), 0, x.stride(0)};
-    p.batch = 1;
-  } else {
-    p.x = token_view(check, x, "x");
-    p.batch = x.size(0);
-  }
-  p.tokens = x.size(x.dim() - 2);
-  p.channels = x.size(x.dim() - 1);
+  a.p.reduce = reduce;
+  a.p.x = rows_view(check, x, "x", cu_seqlens.has_value());
+  set_sizes(check, a.p, x, "x", x.size(x.dim() - 2), cu_seqlens.has_value());
   set_places(check, a, segment_ids, cu_seqlens, num_segments, mask);
   return a;
 }
@@ -115,17 +125,12 @@ void find_offsets(const Check& check, SegmentArguments& a, const Tensor& x) {
   p.offsets = data + ids;
 }
 
-std::vector<int64_t> pooled_sizes(const SegmentPoolParams& p, bool packed) {
-  if (packed) return {p.segments, p.channels};
-  return {p.batch, p.segments, p.channels};
-}
-
 Tensor segment_pool_forward(const Tensor& x, const OptionalTensor& segment_ids, const OptionalTensor& cu_seqlens,
                             int64_t num_segments, const Text& reduce, const OptionalTensor& mask) {
   const Check check("segment_pool_forward", x);
   SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduction(check, reduce), mask);
   check_segment_pool_forward_on(check, a.p);
-  Tensor out = new_tensor(x, pooled_sizes(a.p, cu_seqlens.has_value()), x.scalar_type());
+  Tensor out = new_tensor(x, row_sizes(a.p, a.p.segments, cu_seqlens.has_value()), x.scalar_type());
   a.p.out = out.data_ptr();
   if (out.numel() == 0) return out;
   find_offsets(check, a, x);
@@ -134,28 +139,48 @@ Tensor segment_pool_forward(const Tensor& x, const OptionalTensor& segment_ids, 
   return out;
 }
 
-Tensor segment_pool_backward(const Tensor& dout, const Tensor& x, const OptionalTensor& segment_ids,
+// Only a maximum's gradient reads x, unless `token` says where the maxima are (segment_max_forward). Where x isn't
+// given, `tokens` is its length.
+Tensor segment_pool_backward(const Tensor& dout, const OptionalTensor& x, const OptionalTensor& segment_ids,
                              const OptionalTensor& cu_seqlens, int64_t num_segments, const Text& reduce,
-                             const OptionalTensor& mask, const Text& tie) {
-  const Check check("segment_pool_backward", x);
-  SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, reduction(check, reduce), mask);
+                             const OptionalTensor& mask, const Text& tie, const OptionalTensor& token, int64_t tokens) {
+  const Check check("segment_pool_backward", dout);
+  const bool packed = cu_seqlens.has_value(), maximum = reduce == "max";
+  SegmentArguments a;
+  SegmentPoolParams& p = a.p;
+  p.reduce = reduction(check, reduce);
   check.require(tie == "first" || tie == "even", "tie must be 'first' or 'even', got '", tie.value, "'");
-  check.on_device(dout, "dout");
-  check.same_type(dout, "dout", x, "x");
-  check.shape(dout, "dout", pooled_sizes(a.p, cu_seqlens.has_value()), "the result of segment_pool_forward");
-  check.last_contiguous(dout, "dout");
+  check.require(x || !maximum || token, "a maximum needs x, or token from segment_max_forward; got neither");
+  check.require(!token || (maximum && tie == "first"), "token goes with reduce='max' and tie='first', got reduce='",
+                reduce.value, "' and tie='", tie.value, "'");
+  check.require(x || tokens >= 0, "tokens must be >= 0 where x isn't given, got ", tokens);
+  const TokenView rows = rows_view(check, x ? *x : dout, x ? "x" : "dout", packed);
+  if (maximum && !token) p.x = rows;
+  set_sizes(check, p, x ? *x : dout, x ? "x" : "dout", x ? x->size(x->dim() - 2) : tokens, packed);
+  set_places(check, a, segment_ids, cu_seqlens, num_segments, mask);
+  const std::vector<int64_t> sizes = row_sizes(p, p.segments, packed);
+  if (x) check.same_type(dout, "dout", *x, "x");
+  check.shape(dout, "dout", sizes, "the result of segment_pool_forward");
+  if (token) {
+    check.on_device(*token, "token");
+    check.type(*token, "token", ScalarType::Int);
+    check.shape(*token, "token", sizes, "the result of segment_max_forward");
+    check.contiguous(*token, "token");
+    check.require(!check.on_cuda(),
+                  "token isn't supported on CUDA, whose kernels find the maxima again; give x instead");
+    p.token = static_cast<int32_t*>(token->data_ptr());
+  }
   SegmentPoolBackwardParams b{};
   b.tie = tie == "even" ? TieRule::even : TieRule::first;
-  b.dout = cu_seqlens ? TokenView{dout.data_ptr(), 0, dout.stride(0)}
-                      : TokenView{dout.data_ptr(), dout.stride(0), dout.stride(1)};
-  b.forward = a.p;
+  b.dout = rows_view(check, dout, "dout", packed);
+  b.forward = p;
   check_segment_pool_backward_on(check, b);
-  Tensor dx = gradient_like(x, true);
+  Tensor dx = new_tensor(dout, row_sizes(p, p.tokens, packed), dout.scalar_type());
   if (dx.numel() == 0) return dx;
-  find_offsets(check, a, x);
-  b.forward = a.p;
+  find_offsets(check, a, dout);
+  b.forward = p;
   b.dx = dx.data_ptr();
-  const Scratch scratch(x, segment_pool_backward_scratch_on(check, b));
+  const Scratch scratch(dout, segment_pool_backward_scratch_on(check, b));
   segment_pool_backward_on(check, b, scratch.floats());
   return dx;
 }
@@ -166,7 +191,7 @@ std::tuple<Tensor, Tensor> segment_max_forward(const Tensor& x, const OptionalTe
                                                const OptionalTensor& mask) {
   const Check check("segment_max_forward");
   SegmentArguments a = arguments(check, x, segment_ids, cu_seqlens, num_segments, PoolReduce::max, mask);
-  const std::vector<int64_t> sizes = pooled_sizes(a.p, cu_seqlens.has_value());
+  const std::vector<int64_t> sizes = row_sizes(a.p, a.p.segments, cu_seqlens.has_value());
   Tensor out = new_tensor(x, sizes, x.scalar_type()), token = new_tensor(x, sizes, ScalarType::Int);
   a.p.out = out.data_ptr();
   a.p.token = static_cast<int32_t*>(token.data_ptr());
@@ -174,47 +199,10 @@ std::tuple<Tensor, Tensor> segment_max_forward(const Tensor& x, const OptionalTe
   return {out, token};
 }
 
-Tensor segment_max_backward(const Tensor& dout, const Tensor& token, const OptionalTensor& segment_ids,
-                            const OptionalTensor& cu_seqlens, int64_t num_segments, const OptionalTensor& mask,
-                            int64_t tokens) {
-  const Check check("segment_max_backward");
-  SegmentPoolBackwardParams b{};
-  SegmentArguments a;
-  SegmentPoolParams& p = a.p;
-  p.dtype = check.floating(dout, "dout");
-  p.reduce = PoolReduce::max;
-  check.on_device(dout, "dout");
-  check.rank(dout, "dout", cu_seqlens ? 2 : 3, "the result of segment_max_forward");
-  check.last_contiguous(dout, "dout");
-  check.require(tokens >= 0, "tokens must be >= 0, got ", tokens);
-  p.batch = cu_seqlens ? 1 : dout.size(0);
-  p.tokens = tokens;
-  p.channels = dout.size(dout.dim() - 1);
-  set_places(check, a, segment_ids, cu_seqlens, num_segments, mask);
-  const std::vector<int64_t> sizes = pooled_sizes(p, cu_seqlens.has_value());
-  check.shape(dout, "dout", sizes, "the result of segment_max_forward");
-  check.on_device(token, "token");
-  check.type(token, "token", ScalarType::Int);
-  check.shape(token, "token", sizes, "the result of segment_max_forward");
-  check.contiguous(token, "token");
-  std::vector<int64_t> all{p.batch, tokens, p.channels};
-  if (cu_seqlens) all.erase(all.begin());
-  Tensor dx = new_tensor(dout, all, dout.scalar_type());
-  if (dx.numel() == 0) return dx;
-  p.token = static_cast<int32_t*>(token.data_ptr());
-  b.forward = p;
-  b.dout = cu_seqlens ? TokenView{dout.data_ptr(), 0, dout.stride(0)}
-                      : TokenView{dout.data_ptr(), dout.stride(0), dout.stride(1)};
-  b.dx = dx.data_ptr();
-  segment_pool_backward_on(check, b, nullptr);
-  return dx;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(attn, CPU, m) {
   m.impl("segment_max_forward", TORCH_BOX(&segment_max_forward));
-  m.impl("segment_max_backward", TORCH_BOX(&segment_max_backward));
   m.impl("segment_pool_forward", TORCH_BOX(&segment_pool_forward));
   m.impl("segment_pool_backward", TORCH_BOX(&segment_pool_backward));
 }

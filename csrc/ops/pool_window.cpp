@@ -5,11 +5,13 @@
 namespace attn::ops {
 namespace {
 
-WindowPoolParams arguments(const Check& check, const Tensor& x, int64_t window, const Text& reduce, int64_t dilation,
-                           const OptionalTensor& mask, const OptionalTensor& cu_seqlens, bool count_include_pad) {
+// x: or, of a mean's gradient, dout, which has the same sizes.
+WindowPoolParams arguments(const Check& check, const Tensor& x, const char* name, int64_t window, const Text& reduce,
+                           int64_t dilation, const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
+                           bool count_include_pad) {
   WindowPoolParams p{};
-  p.x = token_view(check, x, "x");
-  p.dtype = check.floating(x, "x");
+  p.x = token_view(check, x, name);
+  p.dtype = check.floating(x, name);
   p.channels = x.size(2);
   p.sequences = sequences(check, x.size(0), x.size(1), cu_seqlens);
   check.require(reduce == "max" || reduce == "mean", "reduce must be 'max' or 'mean', got '", reduce.value, "'");
@@ -26,7 +28,7 @@ WindowPoolParams arguments(const Check& check, const Tensor& x, int64_t window, 
 Tensor window_pool_forward(const Tensor& x, int64_t window, const Text& reduce, int64_t dilation,
                            const OptionalTensor& mask, const OptionalTensor& cu_seqlens, bool count_include_pad) {
   const Check check("window_pool_forward", x);
-  WindowPoolParams p = arguments(check, x, window, reduce, dilation, mask, cu_seqlens, count_include_pad);
+  WindowPoolParams p = arguments(check, x, "x", window, reduce, dilation, mask, cu_seqlens, count_include_pad);
   check_window_pool_forward_on(check, p);
   Tensor out = gradient_like(x, true);
   p.out = out.data_ptr();
@@ -34,14 +36,19 @@ Tensor window_pool_forward(const Tensor& x, int64_t window, const Text& reduce, 
   return out;
 }
 
-Tensor window_pool_backward(const Tensor& dout, const Tensor& x, int64_t window, const Text& reduce, int64_t dilation,
-                            const OptionalTensor& mask, const OptionalTensor& cu_seqlens, bool count_include_pad) {
-  const Check check("window_pool_backward", x);
+// Only a maximum's gradient reads x.
+Tensor window_pool_backward(const Tensor& dout, const OptionalTensor& x, int64_t window, const Text& reduce,
+                            int64_t dilation, const OptionalTensor& mask, const OptionalTensor& cu_seqlens,
+                            bool count_include_pad) {
+  const Check check("window_pool_backward", dout);
+  check.require(x || reduce == "mean", "x must be given for the gradient of a maximum");
   WindowPoolBackwardParams b{};
-  b.forward = arguments(check, x, window, reduce, dilation, mask, cu_seqlens, count_include_pad);
-  b.dout = token_view_like(check, dout, "dout", x, "x");
+  b.forward =
+      arguments(check, x ? *x : dout, x ? "x" : "dout", window, reduce, dilation, mask, cu_seqlens, count_include_pad);
+  b.dout = x ? token_view_like(check, dout, "dout", *x, "x") : b.forward.x;
+  if (b.forward.mean) b.forward.x = {nullptr, 0, 0};
   check_window_pool_backward_on(check, b);
-  Tensor dx = gradient_like(x, true);
+  Tensor dx = gradient_like(dout, true);
   b.dx = dx.data_ptr();
   if (dx.numel() > 0) window_pool_backward_on(check, b);
   return dx;

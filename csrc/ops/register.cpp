@@ -87,8 +87,8 @@ STABLE_TORCH_LIBRARY(attn, m) {
         "SymInt columns) -> (Tensor kv_count, Tensor kv_index, Tensor full_count, Tensor full_index, "
         "Tensor partial_slot, Tensor partial_bits)");
   m.def(
-      "linear_backward(Tensor dout, Tensor? ds, Tensor? dz, Tensor q, Tensor k, Tensor v, Tensor out, Tensor mass, "
-      "Tensor s, Tensor z, " ATTN_LINEAR ") -> (Tensor dq, Tensor dk, Tensor dv, Tensor ds0, Tensor dz0)");
+      "linear_backward(Tensor dout, Tensor? ds, Tensor? dz, Tensor q, Tensor k, Tensor v, Tensor? out, Tensor mass, "
+      "Tensor? s, Tensor? z, " ATTN_LINEAR ") -> (Tensor dq, Tensor dk, Tensor dv, Tensor ds0, Tensor dz0)");
   m.def("linear_forward(Tensor q, Tensor k, Tensor v, " ATTN_LINEAR
         ", bool keep_state=False) -> (Tensor out, Tensor mass, Tensor s, Tensor z)");
   m.def("merge_states(Tensor outs, Tensor lses) -> (Tensor out, Tensor lse)");
@@ -110,18 +110,16 @@ STABLE_TORCH_LIBRARY(attn, m) {
       "prefix_pool_backward(Tensor dout, Tensor? dlse, Tensor score, Tensor v, Tensor out, Tensor lse, "
       "Tensor? cu_seqlens=None) -> (Tensor dscore, Tensor dv)");
   m.def("prefix_pool_forward(Tensor score, Tensor v, Tensor? cu_seqlens=None) -> (Tensor out, Tensor lse)");
-  m.def("query_pool_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, bool[] wanted, "  //
+  m.def("query_pool_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor? out, Tensor lse, bool[] wanted, "  //
         ATTN_QUERY_POOL ") -> " ATTN_QKV_GRADS);
   m.def("query_pool_forward(Tensor q, Tensor k, Tensor v, " ATTN_QUERY_POOL ") -> (Tensor out, Tensor lse)");
   m.def("s2_backward(" ATTN_SAVED ATTN_S2 ") -> " ATTN_QKV_GRADS);
   m.def("s2_forward(Tensor q, Tensor k, Tensor v, " ATTN_S2 ") -> (Tensor out, Tensor lse)");
   m.def(
-      "segment_max_backward(Tensor dout, Tensor token, Tensor? segment_ids, Tensor? cu_seqlens, SymInt num_segments, "
-      "Tensor? mask, SymInt tokens) -> Tensor");
-  m.def(
       "segment_max_forward(Tensor x, Tensor? segment_ids, Tensor? cu_seqlens, SymInt num_segments, Tensor? mask=None)"
       " -> (Tensor out, Tensor token)");
-  m.def("segment_pool_backward(Tensor dout, Tensor x, " ATTN_SEGMENT ", str tie='first') -> Tensor");
+  m.def("segment_pool_backward(Tensor dout, Tensor? x, " ATTN_SEGMENT
+        ", str tie='first', Tensor? token=None, SymInt tokens=-1) -> Tensor");
   m.def("segment_pool_forward(Tensor x, " ATTN_SEGMENT ") -> Tensor");
   m.def(
       "tap_pool_backward(Tensor dout, Tensor x, Tensor weights, bool[] wanted, SymInt height, SymInt width, "
@@ -130,6 +128,6 @@ STABLE_TORCH_LIBRARY(attn, m) {
   m.def(
       "topk_nodes(Tensor score, Tensor cu_seqlens, float? ratio=None, SymInt? k=None, float? min_score=None)"
       " -> (Tensor perm, Tensor new_cu_seqlens)");
-  m.def("window_pool_backward(Tensor dout, Tensor x, " ATTN_WINDOW ") -> Tensor");
+  m.def("window_pool_backward(Tensor dout, Tensor? x, " ATTN_WINDOW ") -> Tensor");
   m.def("window_pool_forward(Tensor x, " ATTN_WINDOW ") -> Tensor");
 }

@@ -73,7 +73,7 @@ struct SegmentPoolParams {
 };
 
 struct SegmentPoolBackwardParams {
-  SegmentPoolParams forward;  // out is not read
+  SegmentPoolParams forward;  // out is not read, nor is x but for a maximum: null will do, with strides of 0
   TieRule tie;
   TokenView dout;  // [B, segments, C]
   void* dx;        // [B, L, C] contiguous
@@ -92,7 +92,7 @@ struct WindowPoolParams {
 };
 
 struct WindowPoolBackwardParams {
-  WindowPoolParams forward;  // out is not read
+  WindowPoolParams forward;  // out is not read, nor is x for a mean: null will do, with strides of 0
   TokenView dout;
   void* dx;  // [B, L, C] contiguous
 };
@@ -151,7 +151,7 @@ struct QueryPoolParams {
 };
 
 struct QueryPoolBackwardParams {
-  QueryPoolParams forward;  // with out and lse as the forward wrote them
+  QueryPoolParams forward;  // softmax_keys: with out and lse as the forward wrote them; else they aren't read
   View4 dout;               // [sequences, H, M, Dv]
   bool shared;              // q is one set of queries: dq sums over the sequences
   // In the type of the inputs; null = not wanted.

@@ -101,7 +101,7 @@ def _query_pool_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    out: Tensor,
+    out: Tensor | None,
     lse: Tensor,
     wanted: list[bool],
     scale: float | None = None,
@@ -129,21 +129,6 @@ def _segment_max_forward(
     return out, out.new_empty(out.shape, dtype=torch.int32)
 
 
-@torch.library.register_fake("attn::segment_max_backward")
-def _segment_max_backward(
-    dout: Tensor,
-    token: Tensor,
-    segment_ids: Tensor | None,
-    cu_seqlens: Tensor | None,
-    num_segments: int,
-    mask: Tensor | None,
-    tokens: int,
-) -> Tensor:
-    if cu_seqlens is not None:
-        return dout.new_empty((tokens, dout.shape[1]))
-    return dout.new_empty((dout.shape[0], tokens, dout.shape[2]))
-
-
 @torch.library.register_fake("attn::segment_pool_forward")
 def _segment_pool_forward(
     x: Tensor,
@@ -161,15 +146,18 @@ def _segment_pool_forward(
 @torch.library.register_fake("attn::segment_pool_backward")
 def _segment_pool_backward(
     dout: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     segment_ids: Tensor | None,
     cu_seqlens: Tensor | None,
     num_segments: int,
     reduce: str = "max",
     mask: Tensor | None = None,
     tie: str = "first",
+    token: Tensor | None = None,
+    tokens: int = -1,
 ) -> Tensor:
-    return x.new_empty(x.shape)
+    length = tokens if x is None else x.shape[-2]
+    return dout.new_empty((*dout.shape[:-2], length, dout.shape[-1]))
 
 
 @torch.library.register_fake("attn::tap_pool_forward")
@@ -217,7 +205,7 @@ def _window_pool_forward(
 @torch.library.register_fake("attn::window_pool_backward")
 def _window_pool_backward(
     dout: Tensor,
-    x: Tensor,
+    x: Tensor | None,
     window: int,
     reduce: str = "max",
     dilation: int = 1,
@@ -225,4 +213,4 @@ def _window_pool_backward(
     cu_seqlens: Tensor | None = None,
     count_include_pad: bool = False,
 ) -> Tensor:
-    return x.new_empty(x.shape)
+    return dout.new_empty(dout.shape)

@@ -49,7 +49,12 @@ template <class E> struct SegmentCase {
     return {E::dtype,       o.batch,     o.tokens, o.channels,      segments(), x.view(),
             offsets.data(), kept.view(), o.reduce, out.data.data(), nullptr};
   }
-  SegmentPoolBackwardParams backward() { return {forward(), o.tie, dout.view(), dx.data.data()}; }
+  // Without x where the gradient doesn't read it.
+  SegmentPoolBackwardParams backward() {
+    SegmentPoolBackwardParams b{forward(), o.tie, dout.view(), dx.data.data()};
+    if (o.reduce != PoolReduce::max) b.forward.x = {nullptr, 0, 0};
+    return b;
+  }
 
   void check() const {
     for (int64_t b = 0; b < o.batch; ++b) {

@@ -47,7 +47,12 @@ template <class E> struct WindowCase {
     return {E::dtype,   sequences.view(), o.channels,          x.view(),    o.window,
             o.dilation, o.mean,           o.count_include_pad, kept.view(), out.data.data()};
   }
-  WindowPoolBackwardParams backward() { return {forward(), dout.view(), dx.data.data()}; }
+  // Without x where the gradient doesn't read it.
+  WindowPoolBackwardParams backward() {
+    WindowPoolBackwardParams b{forward(), dout.view(), dx.data.data()};
+    if (o.mean) b.forward.x = {nullptr, 0, 0};
+    return b;
+  }
 
   void check() const {
     const size_t n = out.data.size();

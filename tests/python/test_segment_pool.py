@@ -241,7 +241,8 @@ def test_opcheck_max(dtype):
         kept = mask if rows is x else mask[0]
         torch.library.opcheck(OPS.segment_max_forward.default, (rows, *places, kept), **utils)
         dout, token = OPS.segment_max_forward(rows, *places, kept)
-        torch.library.opcheck(OPS.segment_max_backward.default, (dout, token, *places, kept, 20), **utils)
+        options = ("max", kept, "first", token, 20)
+        torch.library.opcheck(OPS.segment_pool_backward.default, (dout, None, *places, *options), **utils)
 
 
 @pytest.mark.isa
@@ -259,18 +260,55 @@ def test_noted_tokens(dtype):
     wild = torch.randint(-(2**31), 2**31 - 1, token.shape).int()
     wild[0] = torch.randint(0, 900, token.shape[1:]).int()
     dout = torch.rand(out.shape).to(dtype) + 1
-    dx = OPS.segment_max_backward(dout, wild, None, None, 1, None, 900)
+    dx = OPS.segment_pool_backward(dout, None, None, None, 1, token=wild, tokens=900)
     assert torch.equal(dx, torch.where(torch.arange(900)[None, :, None] == wild, dout, 0))
 
 
-def test_gradient_of_a_maximum_keeps_tokens_not_x():
-    x = randn(2, 50, 16).requires_grad_()
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda y: saved.append(y) or y, lambda y: y):
-        out = attn.segment_pool(x * 1, segment_ids=sorted_ids(2, 50, 4), num_segments=4)
-    assert all(y.dtype == torch.int32 for y in saved if y.numel() > 1)
-    out.sum().backward()
-    assert x.grad.count_nonzero() == out.numel() - (out == 0).sum()
+@pytest.mark.parametrize("reduce", REDUCTIONS)
+@pytest.mark.parametrize("tie", TIES)
+def test_what_is_kept_for_the_gradient(reduce, tie):
+    x, ids = randn(2, 50, 16).requires_grad_(), sorted_ids(2, 50, 4)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda y: kept.append(y) or y, lambda y: y):
+        out = attn.segment_pool(x + 1, segment_ids=ids, num_segments=4, reduce=reduce, tie=tie)
+    maximum = [(x.shape, x.dtype)] if tie == "even" else [(out.shape, torch.int32)]
+    expected = [*(maximum if reduce == "max" else []), (ids.shape, ids.dtype)]
+    assert [(y.shape, y.dtype) for y in kept] == expected
+
+
+@pytest.mark.parametrize("reduce", REDUCTIONS[1:])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_gradient_without_x(dtype, reduce):
+    """The op gives what it gives with x, which it doesn't read."""
+    x, mask = randn(2, 300, 40, dtype=dtype), random_mask(2, 300)
+    for rows, kept, *places in (
+        (x, mask, sorted_ids(2, 300, 5), None, 5),
+        (x, None, None, None, 1),
+        (x[0], mask[0], None, torch.tensor([0, 7, 250], dtype=torch.int32), 1),
+    ):
+        dout = OPS.segment_pool_forward(rows, *places, reduce, kept)
+        found = OPS.segment_pool_backward(dout, None, *places, reduce, kept, tokens=300)
+        wild = torch.full_like(rows, NAN)
+        assert torch.equal(found, OPS.segment_pool_backward(dout, wild, *places, reduce, kept))
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("a maximum needs x, or token from segment_max_forward", {"tokens": 9}),
+        ("tokens must be >= 0 where x isn't given, got -1", {"reduce": "mean"}),
+        ("token goes with reduce='max' and tie='first'", {"reduce": "mean", "tokens": 9, "token": True}),
+        ("token goes with reduce='max' and tie='first'", {"tie": "even", "tokens": 9, "token": True}),
+        ("token must be .*the result of segment_max_forward", {"tokens": 9, "token": False}),
+    ],
+)
+def test_wrong_arguments_of_backward(message, options):
+    dout = torch.ones(2, 1, 8)
+    if "token" in options:
+        right = options["token"]
+        options = {**options, "token": torch.zeros((2, 1, 8) if right else (2, 1, 7), dtype=torch.int32)}
+    with pytest.raises(RuntimeError, match=message):
+        OPS.segment_pool_backward(dout, None, None, None, 1, **options)
 
 
 def test_compile():

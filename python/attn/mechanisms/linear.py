@@ -36,8 +36,13 @@ class _Linear(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:7], *output)
         ctx.options, ctx.keep_state = inputs[7:]
+        _, causal, normalize, _ = ctx.options
+        out, mass, *state = output
+        # Unnormalised, the gradient doesn't read out; causal, it sums states anew.
+        ctx.save_for_backward(
+            *inputs[:7], out if normalize else None, mass, *((None, None) if causal else state)
+        )
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
 
@@ -47,7 +52,7 @@ class _Linear(Function):
         ctx: Any, dout: Tensor | None, dmass: None, ds: Tensor | None, dz: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         q, k, v, initial_s, initial_z, key_mask, cu_seqlens, out, mass, s, z = ctx.saved_tensors
-        dout = torch.zeros_like(out) if dout is None else check.last_contiguous(dout)
+        dout = q.new_zeros((*q.shape[:3], v.shape[3])) if dout is None else check.last_contiguous(dout)
         # Compiled, states nobody asked for (which may be empty) get gradients of zeros.
         dstate = (x.contiguous() if ctx.keep_state and x is not None else None for x in (ds, dz))
         saved = (q, k, v, out, mass, s, z)

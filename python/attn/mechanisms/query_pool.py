@@ -29,9 +29,11 @@ class _QueryPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:5], *output)
         ctx.scale, ctx.kind = inputs[5:]
-        ctx.mark_non_differentiable(output[1])
+        out, lse = output
+        over_keys = ctx.kind == ("softmax", "keys")  # else the gradient doesn't read out
+        ctx.save_for_backward(*inputs[:5], out if over_keys else None, lse)
+        ctx.mark_non_differentiable(lse)
         ctx.set_materialize_grads(False)
 
     @staticmethod

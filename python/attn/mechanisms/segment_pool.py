@@ -16,6 +16,10 @@ REDUCTIONS = ("max", "mean", "sum", "first", "last")
 
 
 class _SegmentPool(Function):
+    """Kept for the gradient: of a maximum the tokens that have it, where they are noted, else x; of the other
+    reductions nothing but the number of tokens.
+    """
+
     @staticmethod
     def forward(
         x: Tensor,
@@ -25,58 +29,44 @@ class _SegmentPool(Function):
         num_segments: int,
         reduce: str,
         tie: str,
-    ) -> Tensor:
-        return torch.ops.attn.segment_pool_forward(x, segment_ids, cu_seqlens, num_segments, reduce, mask)
+        noted: bool,
+    ) -> tuple[Tensor, ...]:
+        if noted:
+            return torch.ops.attn.segment_max_forward(x, segment_ids, cu_seqlens, num_segments, mask)
+        return (torch.ops.attn.segment_pool_forward(x, segment_ids, cu_seqlens, num_segments, reduce, mask),)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:4])
-        ctx.options = inputs[4:]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-        x, segment_ids, cu_seqlens, mask = ctx.saved_tensors
-        num_segments, reduce, tie = ctx.options
-        dout = check.last_contiguous(dout)
-        dx = torch.ops.attn.segment_pool_backward(
-            dout, x, segment_ids, cu_seqlens, num_segments, reduce, mask, tie
-        )
-        return dx, None, None, None, None, None, None
-
-
-class _SegmentMax(Function):
-    """The maximum with the gradient to the first of equals: which token has it is kept, and x is not."""
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        segment_ids: Tensor | None,
-        cu_seqlens: Tensor | None,
-        mask: Tensor | None,
-        num_segments: int,
-    ) -> tuple[Tensor, Tensor]:
-        out, token = torch.ops.attn.segment_max_forward(x, segment_ids, cu_seqlens, num_segments, mask)
-        return out, token
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, segment_ids, cu_seqlens, mask, ctx.num_segments = inputs
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        x, *places = inputs[:4]
+        ctx.options, noted = inputs[4:7], inputs[7]
         ctx.tokens = x.shape[-2]
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[1], segment_ids, cu_seqlens, mask)
+        if noted:
+            ctx.mark_non_differentiable(output[1])
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(None, output[1], *places)
+        else:
+            ctx.save_for_backward(x if ctx.options[1] == "max" else None, None, *places)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dout: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dout: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if dout is None:
-            return None, None, None, None, None
-        token, segment_ids, cu_seqlens, mask = ctx.saved_tensors
-        dx = torch.ops.attn.segment_max_backward(
-            check.last_contiguous(dout), token, segment_ids, cu_seqlens, ctx.num_segments, mask, ctx.tokens
+            return (None,) * 8
+        x, token, segment_ids, cu_seqlens, mask = ctx.saved_tensors
+        num_segments, reduce, tie = ctx.options
+        dx = torch.ops.attn.segment_pool_backward(
+            check.last_contiguous(dout),
+            x,
+            segment_ids,
+            cu_seqlens,
+            num_segments,
+            reduce,
+            mask,
+            tie,
+            token,
+            ctx.tokens,
         )
-        return dx, None, None, None, None
+        return dx, *(None,) * 7
 
 
 def segment_pool(
@@ -117,8 +107,9 @@ def segment_pool(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
         BackendError: no backend serves the device or dtype.
 
-    Cost: reads x once, forward; backward writes its gradient. For a maximum the CPU keeps the tokens that
-    have it, ``[S, C]`` in int32, instead of x; on a GPU and with ``tie="even"``, x is kept and read again.
+    Cost: reads x once, forward; backward writes its gradient. x is kept for the gradient of a maximum with
+    ``tie="even"`` or on a GPU only, and read again; else the CPU keeps the tokens that have the maximum,
+    ``[S, C]`` in int32.
     """
     x = check.is_tensor("x", x)
     if segment_ids is not None and cu_seqlens is not None:
@@ -144,9 +135,8 @@ def segment_pool(
     else:
         check.integer("num_segments", num_segments, 0)
     wanted = torch.is_grad_enabled() and x.requires_grad
-    if wanted and reduce == "max" and tie == "first" and x.device.type == "cpu":
-        return call(_SegmentMax, x, segment_ids, cu_seqlens, kept, num_segments)[0]
-    return call(_SegmentPool, x, segment_ids, cu_seqlens, kept, num_segments, reduce, tie)
+    noted = wanted and reduce == "max" and tie == "first" and x.device.type == "cpu"
+    return call(_SegmentPool, x, segment_ids, cu_seqlens, kept, num_segments, reduce, tie, noted)[0]
 
 
 def _count(segment_ids: Tensor, mask: Tensor | None) -> int:

@@ -26,8 +26,9 @@ class _WindowPool(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
         ctx.options, ctx.include_pad = inputs[3:]
+        x, *places = inputs[:3]
+        ctx.save_for_backward(x if ctx.options[1] == "max" else None, *places)
 
     @staticmethod
     @once_differentiable
@@ -74,7 +75,7 @@ def window_pool(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
         BackendError: no backend serves the device or dtype.
 
-    Cost: reads x and writes the result once; backward reads x and dout and writes dx.
+    Cost: reads x and writes the result once; backward reads dout, for a maximum also x, and writes dx.
     """
     x = check.is_tensor("x", x)
     if x.dim() == 2:
