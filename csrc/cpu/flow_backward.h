@@ -121,12 +121,12 @@ template <class In> class FlowBackward {
 
   // a_i into `a`
   void allocations(const Tokens& t, int64_t g, int64_t first, int64_t n, A* a) const {
-    sigmoid_block(rows_.sink_stat(t, g, 1, first), n, ratio(g), a);
+    sigmoid_block(rows_.conserved_sink(t, g, first), n, ratio(g), a);
   }
 
   // a_i / incoming_i dout_i
   void load_gradient(const Tokens& t, int64_t g, int64_t first, int64_t n, const A* a, A* to) const {
-    const A* in = rows_.sink_stat(t, g, 0, first);
+    const A* in = rows_.incoming(t, g, first);
     for (int64_t i = 0; i < n; ++i) {
       const A factor = a[i] / in[i];
       map_row(row_at<const In>(b_.dout, t.batch, rows_.head(g), t.at(first + i)), p_.dim_v, to + i * ld_v_, ld_v_,
@@ -197,7 +197,7 @@ template <class In> class FlowBackward {
       for_blocks(t, segment, [&](int64_t first, int64_t n) {
         rows_.load_sources(t, g, first, n, x.a);
         x.apply_state(n);
-        const A* weight = rows_.source_stat(t, g, 2, first);
+        const A* weight = rows_.weight(t, g, first);
         A* dweight = by_source(t, g, first);
         for (int64_t i = 0; i < n; ++i) {
           const A* dx = x.out + i * x.ld_out;
@@ -220,7 +220,7 @@ template <class In> class FlowBackward {
         A mean = 0;
         for (int64_t i = 0; i < p_.heads; ++i) {
           const int64_t g = s * p_.heads + i;
-          mean += *rows_.source_stat(t, g, 2, j) * *by_source(t, g, j);
+          mean += *rows_.weight(t, g, j) * *by_source(t, g, j);
         }
         for (int64_t i = 0; i < p_.heads; ++i) *by_source(t, s * p_.heads + i, j) -= mean / t.count;
       }
@@ -236,7 +236,7 @@ template <class In> class FlowBackward {
       const A factor = p_.source_norm ? 1 / ratio(g) : A{1};
       for_blocks(t, segment, [&](int64_t first, int64_t n) {
         rows_.load_sources(t, g, first, n, w.block);
-        const A *flow = rows_.source_stat(t, g, 1, first), *weight = rows_.source_stat(t, g, 2, first);
+        const A *flow = rows_.conserved_source(t, g, first), *weight = rows_.weight(t, g, first);
         A* d = by_source(t, g, first);
         for (int64_t i = 0; i < n; ++i) d[i] = weight[i] * (d[i] - mean) * cut_slope(flow[i], rows_.clamp()) * factor;
         add_with_eps(w.block, n, d, added);
@@ -247,13 +247,13 @@ template <class In> class FlowBackward {
   }
 
   void outgoing_gradients(const Tokens& t, int64_t g, int64_t first, int64_t n, const A* rows, A* to) const {
-    const A* out = rows_.source_stat(t, g, 0, first);
+    const A* out = rows_.outgoing(t, g, first);
     dot_block_rows(rows, ld_, n, vector(g, kSourceFlows), to);
     for (int64_t i = 0; i < n; ++i) to[i] = -to[i] / (out[i] * out[i]);
   }
 
   void incoming_gradients(const Tokens& t, int64_t g, int64_t first, int64_t n, const A* rows, A* to) const {
-    const A *in = rows_.sink_stat(t, g, 0, first), *dots = h(t, g, first);
+    const A *in = rows_.incoming(t, g, first), *dots = h(t, g, first);
     dot_block_rows(rows, ld_, n, vector(g, kSinkFlows), to);
     for (int64_t i = 0; i < n; ++i) to[i] = -(dots[i] + to[i] / in[i]) / in[i];
   }
@@ -288,7 +288,7 @@ template <class In> class FlowBackward {
       load_gradient(t, g, first, n, w.x, x.a);
       x.apply_state(n);
       incoming_gradients(t, g, first, n, w.block, w.y);
-      const A *in = rows_.sink_stat(t, g, 0, first), *dots = h(t, g, first);
+      const A *in = rows_.incoming(t, g, first), *dots = h(t, g, first);
       for (int64_t i = 0; i < n; ++i) {
         A* d = x.out + i * x.ld_out;
         add_scaled_row(d, dots[i] * (1 - w.x[i]) * ratio(g), vector(g, kSourceFlowsEps), ld_);
@@ -306,7 +306,7 @@ template <class In> class FlowBackward {
     x.set_state(dproduct_t(g), nullptr);
     for_blocks(t, segment, [&](int64_t first, int64_t n) {
       rows_.load_sources(t, g, first, n, w.block);
-      const A *out = rows_.source_stat(t, g, 0, first), *weight = rows_.source_stat(t, g, 2, first);
+      const A *out = rows_.outgoing(t, g, first), *weight = rows_.weight(t, g, first);
       for (int64_t i = 0; i < n; ++i) rows_.load_weighted_value(t, g, first + i, weight[i], x.a + i * x.ld_in);
       x.apply_state(n);
       outgoing_gradients(t, g, first, n, w.block, w.y);

@@ -2,7 +2,7 @@
 // flows; the mass of the prefix softmax; the matrix product. Each is a two-level scan over segments.
 #pragma once
 
-#include "cpu/flow_rows.h"
+#include "cpu/flow_segment.h"
 
 ATTN_NAMESPACE_BEGIN
 namespace scan {
@@ -54,30 +54,11 @@ template <class In> class FlowCausalForward {
           y(c.take<A>(f.rows_.segment)) {}
   };
 
-  // Tokens [begin, end) of a group, with their rows loaded.
-  struct Segment {
-    Tokens tokens;
-    int64_t g, begin, n;
-    const Scratch& w;
-  };
+  using Segment = FlowSegment<In, Scratch>;
 
   template <class F> void with_segment(int64_t g, int64_t segment, F&& fn) const {
-    Carve c{static_cast<char*>(thread_scratch(scratch_bytes_))};
-    Scratch w(*this, c);
-    const Tokens t = rows_.queries(g);
-    in_segment(t.count, rows_.segment, segment, [&](int64_t begin, int64_t end) {
-      rows_.load_sinks(t, g, begin, end - begin, w.sinks);
-      rows_.load_sources(t, g, begin, end - begin, w.sources);
-      const Segment s{t, g, begin, end - begin, w};
-      fn(s, w);
-    });
+    scan::with_segment<Scratch>(*this, rows_, scratch_bytes_, g, segment, fn);
   }
-
-  A* incoming(const Segment& s) const { return rows_.sink_stat(s.tokens, s.g, 0, s.begin); }
-  A* conserved_sink(const Segment& s) const { return rows_.sink_stat(s.tokens, s.g, 1, s.begin); }
-  A* outgoing(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 0, s.begin); }
-  A* conserved_source(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 1, s.begin); }
-  A* weight(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 2, s.begin); }
 
   // ---- what a segment adds -----------------------------------------------------------------------------------------
 
@@ -89,19 +70,19 @@ template <class In> class FlowCausalForward {
 
   // t / flow at every token.
   void normalisers(const Segment& s, const A* flow, A* to) const {
-    for (int64_t i = 0; i < s.n; ++i) to[i] = static_cast<A>(s.begin + i + 1) / flow[i];
+    for (int64_t i = 0; i < s.n; ++i) to[i] = s.position(i) / flow[i];
   }
 
   void sum_normalised(const Segment& s, A* added) const {
     std::memset(added, 0, 2 * ld_ * sizeof(A));
-    normalisers(s, outgoing(s), s.w.x);
-    normalisers(s, incoming(s), s.w.y);
+    normalisers(s, s.outgoing(), s.w.x);
+    normalisers(s, s.incoming(), s.w.y);
     add_block_rows<A>(s.w.sources, ld_, s.n, s.w.x, added);
     add_block_rows<A>(s.w.sinks, ld_, s.n, s.w.y, added + ld_);
   }
 
   SoftmaxSum sum_mass(const Segment& s) const {
-    const A* flow = conserved_source(s);
+    const A* flow = s.conserved_source();
     A top = -std::numeric_limits<A>::infinity();
     for (int64_t i = 0; i < s.n; ++i) {
       s.w.x[i] = cut_flow(flow[i], rows_.clamp());
@@ -113,12 +94,12 @@ template <class In> class FlowCausalForward {
     return {static_cast<double>(top), sum};
   }
 
-  template <class F> void for_chunks(const Segment& s, Scratch& w, F&& fn) const {
-    Product& x = w.product;
-    const A* weights = weight(s);
+  template <class F> void for_chunks(const Segment& s, F&& fn) const {
+    Product& x = s.w.product;
+    const A* weights = s.weight();
     for (int64_t first = 0; first < s.n; first += kChunk) {
       const int64_t n = min_count(kChunk, s.n - first);
-      x.point_keys(w.sources + first * ld_);
+      x.point_keys(s.w.sources + first * ld_);
       for (int64_t i = 0; i < n; ++i) {
         rows_.load_weighted_value(s.tokens, s.g, s.begin + first + i, weights[first + i], x.c + i * x.ld_out);
       }
@@ -127,16 +108,16 @@ template <class In> class FlowCausalForward {
     }
   }
 
-  void sum_product(const Segment& s, Scratch& w, A* added) const {
+  void sum_product(const Segment& s, A* added) const {
     std::memset(added, 0, product_size_ * sizeof(A));
-    for_chunks(s, w, [&](int64_t, int64_t) { w.product.update(added); });
+    for_chunks(s, [&](int64_t, int64_t) { s.w.product.update(added); });
   }
 
   // ---- results of a segment, given the sums before it --------------------------------------------------------------
 
   void first_flows(const Segment& s, const A* before) const {
     std::memcpy(s.w.vectors, before, 2 * ld_ * sizeof(A));
-    A *in = incoming(s), *out = outgoing(s);
+    A *in = s.incoming(), *out = s.outgoing();
     prefix_dots<A>(s.w.sinks, s.w.sources, ld_, p_.dim, s.n, nullptr, nullptr, rows_.eps(), s.w.vectors + ld_,
                    s.w.vectors, in, out);
     for (int64_t i = 0; i < s.n; ++i) {
@@ -147,13 +128,13 @@ template <class In> class FlowCausalForward {
 
   void conserved_flows(const Segment& s, const A* before) const {
     std::memcpy(s.w.vectors, before, 2 * ld_ * sizeof(A));
-    normalisers(s, outgoing(s), s.w.x);
-    normalisers(s, incoming(s), s.w.y);
-    A *sink = conserved_sink(s), *source = conserved_source(s);
+    normalisers(s, s.outgoing(), s.w.x);
+    normalisers(s, s.incoming(), s.w.y);
+    A *sink = s.conserved_sink(), *source = s.conserved_source();
     prefix_dots<A>(s.w.sinks, s.w.sources, ld_, p_.dim, s.n, s.w.y, s.w.x, rows_.eps(), s.w.vectors + ld_, s.w.vectors,
                    sink, source);
     for (int64_t i = 0; i < s.n; ++i) {
-      const A t = static_cast<A>(s.begin + i + 1);
+      const A t = s.position(i);
       sink[i] = (sink[i] + rows_.outside()) / t;
       source[i] = (source[i] + rows_.outside()) / t;
     }
@@ -161,8 +142,8 @@ template <class In> class FlowCausalForward {
 
   // weight_t = t exp(flow_t) / sum_{j <= t} exp(flow_j), against the running maximum.
   void weights(const Segment& s, SoftmaxSum before) const {
-    const A* flow = conserved_source(s);
-    A *to = weight(s), *shift = s.w.x, *decay = s.w.y;
+    const A* flow = s.conserved_source();
+    A *to = s.weight(), *shift = s.w.x, *decay = s.w.y;
     A top = before.sum > 0 ? static_cast<A>(before.top) : -std::numeric_limits<A>::infinity();
     double sum = before.sum;
     for (int64_t i = 0; i < s.n; ++i) {
@@ -179,12 +160,13 @@ template <class In> class FlowCausalForward {
     }
   }
 
-  void write_rows(const Segment& s, Scratch& w, const A* before, A* added) const {
+  void write_rows(const Segment& s, const A* before, A* added) const {
+    Scratch& w = s.w;
     Product& x = w.product;
     std::memset(added, 0, product_size_ * sizeof(A));
-    sigmoid_block(conserved_sink(s), s.n, A{1}, w.x);
-    const A* in = incoming(s);
-    for_chunks(s, w, [&](int64_t first, int64_t n) {
+    sigmoid_block(s.conserved_sink(), s.n, A{1}, w.x);
+    const A* in = s.incoming();
+    for_chunks(s, [&](int64_t first, int64_t n) {
       x.set_state(before, added);
       x.a = w.sinks + first * ld_;
       x.set_queries(n);
@@ -223,14 +205,14 @@ template <class In> class FlowCausalForward {
       FlowSums<A> before = sums(memory.get()), added = sums(memory.get() + 4 * ld_ + product_size_);
       std::memset(memory.get(), 0, (4 * ld_ + product_size_) * sizeof(A));
       for (int64_t i = 0; i < grid.segments(g); ++i) {
-        with_segment(g, i, [&](const Segment& s, Scratch& w) {
+        with_segment(g, i, [&](const Segment& s) {
           sum_flows(s, added.flows);
           first_flows(s, before.flows);
           sum_normalised(s, added.normalised);
           conserved_flows(s, before.normalised);
           added.mass = sum_mass(s);
           weights(s, before.mass);
-          write_rows(s, w, before.product, added.product);
+          write_rows(s, before.product, added.product);
         });
         add_row(before.flows, added.flows, 2 * ld_);
         add_row(before.normalised, added.normalised, 2 * ld_);
@@ -255,18 +237,17 @@ template <class In> class FlowCausalForward {
       });
     };
     const auto each = [&](auto&& fn) {
-      grid.for_segments([&](int64_t g, int64_t i) {
-        with_segment(g, i, [&](const Segment& s, Scratch& w) { fn(s, w, slot(g, i)); });
-      });
+      grid.for_segments(
+          [&](int64_t g, int64_t i) { with_segment(g, i, [&](const Segment& s) { fn(s, slot(g, i)); }); });
     };
-    each([&](const Segment& s, Scratch&, int64_t i) { sum_flows(s, flows.get() + (i + 1) * 2 * ld_); });
+    each([&](const Segment& s, int64_t i) { sum_flows(s, flows.get() + (i + 1) * 2 * ld_); });
     accumulate(flows.get(), 2 * ld_);
-    each([&](const Segment& s, Scratch&, int64_t i) {
+    each([&](const Segment& s, int64_t i) {
       first_flows(s, flows.get() + i * 2 * ld_);
       sum_normalised(s, normalised.get() + (i + 1) * 2 * ld_);
     });
     accumulate(normalised.get(), 2 * ld_);
-    each([&](const Segment& s, Scratch&, int64_t i) {
+    each([&](const Segment& s, int64_t i) {
       conserved_flows(s, normalised.get() + i * 2 * ld_);
       masses[i + 1] = sum_mass(s);
     });
@@ -276,14 +257,14 @@ template <class In> class FlowCausalForward {
         masses[slot(g, i + 1)] = merge_sums(masses[slot(g, i)], masses[slot(g, i + 1)]);
       }
     });
-    each([&](const Segment& s, Scratch& w, int64_t i) {
+    each([&](const Segment& s, int64_t i) {
       weights(s, masses[i]);
-      sum_product(s, w, products.get() + (i + 1) * product_size_);
+      sum_product(s, products.get() + (i + 1) * product_size_);
     });
     accumulate(products.get(), product_size_);
-    each([&](const Segment& s, Scratch& w, int64_t i) {
+    each([&](const Segment& s, int64_t i) {
       const Workspace<A> added(product_size_);
-      write_rows(s, w, products.get() + i * product_size_, added.get());
+      write_rows(s, products.get() + i * product_size_, added.get());
     });
     grid.for_groups([&](int64_t g) {
       const int64_t i = slot(g, grid.segments(g));

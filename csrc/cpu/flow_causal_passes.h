@@ -18,6 +18,7 @@
 #pragma once
 
 #include "cpu/flow_running_sums.h"
+#include "cpu/flow_segment.h"
 
 ATTN_NAMESPACE_BEGIN
 namespace scan {
@@ -31,12 +32,7 @@ template <class In> class FlowCausalPasses {
  public:
   using A = typename Rows::A;
 
-  // Tokens [begin, begin + n) of group g, with their sinks and sources in w.
-  struct Segment {
-    Tokens tokens;
-    int64_t g, begin, n;
-    Scratch& w;
-  };
+  using Segment = FlowSegment<In, Scratch>;
 
   explicit FlowCausalPasses(const FlowBackwardParams& params)
       : b_(params), p_(params.forward), rows_(p_), ld_(rows_.ld), ld_v_(rows_.ld_v),
@@ -58,14 +54,7 @@ template <class In> class FlowCausalPasses {
   int64_t after_size() const { return after_size_; }
 
   template <class F> void with_segment(int64_t g, int64_t segment, F&& fn) const {
-    Carve c{static_cast<char*>(thread_scratch(scratch_bytes_))};
-    Scratch w(*this, c);
-    const Tokens t = rows_.queries(g);
-    in_segment(t.count, rows_.segment, segment, [&](int64_t begin, int64_t end) {
-      rows_.load_sinks(t, g, begin, end - begin, w.sinks);
-      rows_.load_sources(t, g, begin, end - begin, w.sources);
-      fn(Segment{t, g, begin, end - begin, w});
-    });
+    scan::with_segment<Scratch>(*this, rows_, scratch_bytes_, g, segment, fn);
   }
 
   // ---- what a segment adds to sums ---------------------------------------------------------------------------------
@@ -111,7 +100,7 @@ template <class In> class FlowCausalPasses {
         const int64_t at = first + n - 1 - i;
         const A* dx = x.out + i * x.ld_out;
         dweight[at] = dot_elements_as<A>(dx, rows_.v_row(s.tokens, s.g, s.begin + at), p_.dim_v);
-        store_scaled_row(result(b_.dv, s, at), weight(s)[at], dx, p_.dim_v);
+        store_scaled_row(result(b_.dv, s, at), s.weight()[at], dx, p_.dim_v);
       }
       x.update(added);
     });
@@ -121,8 +110,8 @@ template <class In> class FlowCausalPasses {
   Line gamma_line(const Segment& s) const {
     Line line{1, 0};
     for (int64_t i = s.n - 1; i >= 0; --i) {
-      const double keep = 1 - static_cast<double>(weight(s)[i]) / (s.begin + i + 1);
-      const double own = static_cast<double>(weight(s)[i]) * number(s, kDSource)[i];
+      const double keep = 1 - static_cast<double>(s.weight()[i]) / (s.begin + i + 1);
+      const double own = static_cast<double>(s.weight()[i]) * number(s, kDSource)[i];
       line = {keep * line.slope, keep * (line.offset + own)};
     }
     return line;
@@ -132,9 +121,9 @@ template <class In> class FlowCausalPasses {
   void source_gradients(const Segment& s, double carry) const {
     A* d = number(s, kDSource);
     for (int64_t i = s.n - 1; i >= 0; --i) {
-      const double w = weight(s)[i], share = w / (s.begin + i + 1);
+      const double w = s.weight()[i], share = w / (s.begin + i + 1);
       const double gamma = w * d[i] + carry;
-      d[i] = static_cast<A>(w * d[i] - share * gamma) * cut_slope(conserved_source(s)[i], rows_.clamp());
+      d[i] = static_cast<A>(w * d[i] - share * gamma) * cut_slope(s.conserved_source()[i], rows_.clamp());
       carry = (1 - share) * gamma;
     }
   }
@@ -153,9 +142,9 @@ template <class In> class FlowCausalPasses {
                    out);
     const A* dots = number(s, kDot);
     for (int64_t i = 0; i < s.n; ++i) {
-      const A per_in = 1 / incoming(s)[i], per_out = 1 / outgoing(s)[i];
-      in[i] = -(dots[i] + in[i] * position(s, i) * per_in) * per_in;
-      out[i] = -out[i] * position(s, i) * per_out * per_out;
+      const A per_in = 1 / s.incoming()[i], per_out = 1 / s.outgoing()[i];
+      in[i] = -(dots[i] + in[i] * s.position(i) * per_in) * per_in;
+      out[i] = -out[i] * s.position(i) * per_out * per_out;
     }
   }
 
@@ -233,12 +222,6 @@ template <class In> class FlowCausalPasses {
     const int64_t row = s.tokens.batch * p_.heads + rows_.head(s.g);
     return numbers_.get() + (row * kNumbers + which) * p_.tq + s.tokens.first + s.begin;
   }
-  const A* incoming(const Segment& s) const { return rows_.sink_stat(s.tokens, s.g, 0, s.begin); }
-  const A* conserved_sink(const Segment& s) const { return rows_.sink_stat(s.tokens, s.g, 1, s.begin); }
-  const A* outgoing(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 0, s.begin); }
-  const A* conserved_source(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 1, s.begin); }
-  const A* weight(const Segment& s) const { return rows_.source_stat(s.tokens, s.g, 2, s.begin); }
-  A position(const Segment& s, int64_t i) const { return static_cast<A>(s.begin + i + 1); }
   int64_t token(const Segment& s, int64_t i) const { return s.tokens.at(s.begin + i); }
   In* result(const View4& v, const Segment& s, int64_t i) const {
     return row_at<In>(v, s.tokens.batch, rows_.head(s.g), token(s, i));
@@ -258,15 +241,15 @@ template <class In> class FlowCausalPasses {
 
   // Row `i` of a segment: g = a / incoming dout, x = weight v. `a` holds sigmoid(conserved).
   void gradient_row(const Segment& s, int64_t i, const A* a, A* to) const {
-    const A factor = a[i] / incoming(s)[i];
+    const A factor = a[i] / s.incoming()[i];
     map_row(dout(s, i), p_.dim_v, to, ld_v_, [factor](vec<A> x) { return factor * x; });
   }
   void value_row(const Segment& s, int64_t i, A* to) const {
-    rows_.load_weighted_value(s.tokens, s.g, s.begin + i, weight(s)[i], to);
+    rows_.load_weighted_value(s.tokens, s.g, s.begin + i, s.weight()[i], to);
   }
   void copy_row(const A* from, A* to) const { std::memcpy(to, from, ld_ * sizeof(A)); }
 
-  void allocations(const Segment& s, A* a) const { sigmoid_block(conserved_sink(s), s.n, A{1}, a); }
+  void allocations(const Segment& s, A* a) const { sigmoid_block(s.conserved_sink(), s.n, A{1}, a); }
 
   // x, source as keys and values of d sink.
   void load_values(const Segment& s, int64_t first, int64_t n) const {
@@ -300,8 +283,8 @@ template <class In> class FlowCausalPasses {
   // t / incoming, t / outgoing
   void normalisers(const Segment& s, A* in, A* out) const {
     for (int64_t i = 0; i < s.n; ++i) {
-      in[i] = position(s, i) / incoming(s)[i];
-      out[i] = position(s, i) / outgoing(s)[i];
+      in[i] = s.position(i) / s.incoming()[i];
+      out[i] = s.position(i) / s.outgoing()[i];
     }
   }
 
@@ -310,8 +293,8 @@ template <class In> class FlowCausalPasses {
     allocations(s, sink);
     const A *dots = number(s, kDot), *d = number(s, kDSource);
     for (int64_t i = 0; i < s.n; ++i) {
-      sink[i] = dots[i] * (1 - sink[i]) / position(s, i);
-      source[i] = d[i] / position(s, i);
+      sink[i] = dots[i] * (1 - sink[i]) / s.position(i);
+      source[i] = d[i] / s.position(i);
     }
   }
 

@@ -170,7 +170,7 @@ template <class In> class FlowForward {
     std::memset(added, 0, 2 * ld_ * sizeof(A));
     for_sinks(w, g, segment, worker, true, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       add_block_rows(rows, ld_, n, static_cast<const A*>(nullptr), added);
-      A* flow = rows_.sink_stat(t, g, 0, first);
+      A* flow = rows_.incoming(t, g, first);
       dot_block_rows(rows, ld_, n, vector(g, kSources), flow);
       add_over_flow(w, rows, n, vector(g, kSources), flow, added + ld_);
     });
@@ -188,7 +188,7 @@ template <class In> class FlowForward {
 
   // Flow out of a block of sources, and its conserved flow; sum += sources / flow.
   void flows_of_sources(Scratch& w, const Tokens& t, int64_t g, int64_t first, const F* rows, int64_t n, A* sum) const {
-    A *flow = rows_.source_stat(t, g, 0, first), *conserved = rows_.source_stat(t, g, 1, first);
+    A *flow = rows_.outgoing(t, g, first), *conserved = rows_.conserved_source(t, g, first);
     dot_block_rows_twice(rows, ld_, n, vector(g, kSinks), vector(g, kSinkFlows), flow, conserved);
     add_over_flow(w, rows, n, vector(g, kSinks), flow, sum);
     const double n_sinks = static_cast<double>(rows_.queries(g).count);
@@ -203,7 +203,7 @@ template <class In> class FlowForward {
     A top = -std::numeric_limits<A>::infinity();
     for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
       flows_of_sources(w, t, g, first, rows, n, added);
-      const A* conserved = rows_.source_stat(t, g, 1, first);
+      const A* conserved = rows_.conserved_source(t, g, first);
       for (int64_t i = 0; i < n; ++i) {
         const A cut = cut_flow(conserved[i], rows_.clamp());
         top = cut > top ? cut : top;
@@ -225,11 +225,11 @@ template <class In> class FlowForward {
       for (int64_t j = 0; j < t.count; ++j) {
         A top = -std::numeric_limits<A>::infinity(), sum = 0;
         for (int64_t h = 0; h < p_.heads; ++h) {
-          x[h] = cut_flow(*rows_.source_stat(t, s * p_.heads + h, 1, j), rows_.clamp());
+          x[h] = cut_flow(*rows_.conserved_source(t, s * p_.heads + h, j), rows_.clamp());
           top = x[h] > top ? x[h] : top;
         }
         for (A& e : x) sum += e = std::exp(e - top);
-        for (int64_t h = 0; h < p_.heads; ++h) *rows_.source_stat(t, s * p_.heads + h, 2, j) = x[h] / sum * t.count;
+        for (int64_t h = 0; h < p_.heads; ++h) *rows_.weight(t, s * p_.heads + h, j) = x[h] / sum * t.count;
       }
     });
   }
@@ -244,10 +244,10 @@ template <class In> class FlowForward {
     const In* v[2 * kChunk];  // addresses of a block's values, and of those of the next one
     int64_t listed = segment * rows_.segment;
     for_sources(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
-      A* weight = rows_.source_stat(t, g, 2, first);
+      A* weight = rows_.weight(t, g, first);
       if (flows) flows_of_sources(w, t, g, first, rows, n, flows);
       if (!p_.head_softmax) {
-        mass += compete_block(rows_.source_stat(t, g, 1, first), n, rows_.clamp(), reference_[g], weight);
+        mass += compete_block(rows_.conserved_source(t, g, first), n, rows_.clamp(), reference_[g], weight);
       }
       const int64_t known = min_count(t.count, first + 2 * kChunk);
       if (listed == first) {
@@ -277,7 +277,7 @@ template <class In> class FlowForward {
     double mass = 0;
     for (int64_t i = 0; i < grid_.segments(g); ++i) mass += mass_[grid_.item(g, i)];
     const A factor = p_.head_softmax ? A{1} : t.count == 0 ? A{0} : static_cast<A>(t.count / mass);
-    A *weight = rows_.source_stat(t, g, 2, 0), *product = products_->get() + g * state_size_;
+    A *weight = rows_.weight(t, g, 0), *product = products_->get() + g * state_size_;
     for (int64_t i = 0; i < t.count && !p_.head_softmax; ++i) weight[i] *= factor;
     for (int64_t i = 0; i < state_size_; ++i) product[i] = total[i] * factor;
     for (int64_t f = 0; f < p_.dim; ++f) {
@@ -293,8 +293,8 @@ template <class In> class FlowForward {
     x.set_state(products_->get() + g * state_size_, nullptr);
     const int64_t n_sources = rows_.keys(g).count;
     for_sinks(w, g, segment, worker, false, [&](const Tokens& t, int64_t first, int64_t n, const F* rows) {
-      const A* incoming = rows_.sink_stat(t, g, 0, first);
-      A *conserved = rows_.sink_stat(t, g, 1, first), *factor = w.weight;
+      const A* incoming = rows_.incoming(t, g, first);
+      A *conserved = rows_.conserved_sink(t, g, first), *factor = w.weight;
       dot_block_rows(rows, ld_, n, vector(g, kSourceFlows), conserved);
       const A rest = rows_.eps_dot(vector(g, kSourceFlows), ld_);
       for (int64_t i = 0; i < n; ++i) conserved[i] += rest;

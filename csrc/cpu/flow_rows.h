@@ -89,13 +89,13 @@ template <class In> struct FlowRows {
   A outside() const { return static_cast<A>(p.outside); }
   A clamp() const { return static_cast<A>(p.clamp); }
 
-  // A block of statistics: kind 0, 1 of sinks, 0, 1, 2 of sources; from kept token i on.
-  A* sink_stat(const Tokens& t, int64_t g, int64_t kind, int64_t i) const {
-    return static_cast<A*>(p.sinks) + ((t.batch * p.heads + head(g)) * 2 + kind) * p.tq + t.first + i;
-  }
-  A* source_stat(const Tokens& t, int64_t g, int64_t kind, int64_t i) const {
-    return static_cast<A*>(p.sources) + ((t.batch * p.heads + head(g)) * 3 + kind) * p.tk + t.first + i;
-  }
+  // Statistics from kept token i on: of sinks the flow into them and that conserved; of sources the flow out of them,
+  // that conserved, and their weight in the softmax.
+  A* incoming(const Tokens& t, int64_t g, int64_t i) const { return sink_row(t, g, 0) + i; }
+  A* conserved_sink(const Tokens& t, int64_t g, int64_t i) const { return sink_row(t, g, 1) + i; }
+  A* outgoing(const Tokens& t, int64_t g, int64_t i) const { return source_row(t, g, 0) + i; }
+  A* conserved_source(const Tokens& t, int64_t g, int64_t i) const { return source_row(t, g, 1) + i; }
+  A* weight(const Tokens& t, int64_t g, int64_t i) const { return source_row(t, g, 2) + i; }
 
   const In* q_row(const Tokens& t, int64_t g, int64_t i) const {
     return row_at<const In>(p.q, t.batch, head(g), t.at(i));
@@ -140,6 +140,13 @@ template <class In> struct FlowRows {
   A eps_dot(const A* with_eps, int64_t width) const { return eps() * sum_row(with_eps, width) + outside(); }
 
  private:
+  A* sink_row(const Tokens& t, int64_t g, int64_t kind) const {
+    return static_cast<A*>(p.sinks) + ((t.batch * p.heads + head(g)) * 2 + kind) * p.tq + t.first;
+  }
+  A* source_row(const Tokens& t, int64_t g, int64_t kind) const {
+    return static_cast<A*>(p.sources) + ((t.batch * p.heads + head(g)) * 3 + kind) * p.tk + t.first;
+  }
+
   // Addresses of at most kChunk rows from `first` on, and of kRowsAhead more to fetch (the last where there are none).
   template <class Row>
   static void list_rows(const Tokens& t, int64_t first, int64_t n, const In** at, Row&& row) {
