@@ -5,7 +5,7 @@
 
 #include "cpu/backward_plan.h"
 #include "cpu/dq_sums.h"
-#include "cpu/mask_panel.h"
+#include "cpu/score_gradients.h"
 
 ATTN_NAMESPACE_BEGIN
 
@@ -25,7 +25,7 @@ template <class In> struct BackwardItem {
   using T = Operand<In>;
   using A = Acc<T>;
   static constexpr int W = kPanel<T>, L = kLanes<T>;
-  static constexpr int kChunk = 64;  // rows whose scores and dP stay in L1 until they have become weights and dS
+  static constexpr int kChunk = ScoreGradients<T>::kChunk;
 
   const AttendBackwardParams& bp;
   const AttendParams& p;
@@ -40,25 +40,20 @@ template <class In> struct BackwardItem {
   bool panel_packed[kTileKeys / L + 1];
   RowBlock* rows;
   KeyTile* tile;
-  T *k, *v, *q, *dout, *weights, *ds;
-  DsElement<T>* ds_rows;  // dS of the whole tile, [rows][ds_width]: what dQ is made from
-  int64_t ds_width;
+  T *k, *v, *q, *dout;
   ColumnOperand<T, In>*q_columns, *dout_columns, *k_columns;
-  A *dk, *dv, *dw, *tile_dk, *tile_dv, *s, *dp, *lse2, *delta, *gate, *ones, *key_weight, *gate_sum;
+  A *dk, *dv, *tile_dk, *tile_dv, *ones, *key_weight;
   PanelReach reach[kMaxRows / kChunk];  // of each chunk of rows
-  const A scale;                        // of the logits, in base 2
-  bool plain;                           // no modifier at all: plain_gradients may serve (segments only cut)
   int32_t* segment;
+  ScoreGradients<T> gradients;
 
   BackwardItem(const AttendBackwardParams& params, const BackwardRows<In>& rows_state, DqSums<In>& dq_sums, Carve& c)
       : bp(params), p(params.forward), state(rows_state), dq(dq_sums), depth(depth_of<T>(p.dim)),
         depth_v(depth_of<T>(p.dim_v)), columns(round_up_lanes<T>(p.dim)), columns_v(round_up_lanes<T>(p.dim_v)),
         range(key_range(params.forward)), want_queries(params.dq.data), want_keys(params.dk.data),
-        scale(static_cast<A>(p.scale * kLog2e)),
-        plain(!p.head_gate.data && p.softcap == 0 && !p.key_log_weight.data && !bp.dhead_gate && !bp.dkey_log_weight) {
+        rows(c.take<RowBlock>(1)), tile(c.take<KeyTile>(1)),
+        gradients(params, rows, tile, tile_keys(p.dim, p.dim_v), range, c) {
     const int n = tile_keys(p.dim, p.dim_v);
-    rows = c.take<RowBlock>(1);
-    tile = c.take<KeyTile>(1);
     q_columns = c.take<ColumnOperand<T, In>>(1);
     dout_columns = c.take<ColumnOperand<T, In>>(1);
     k_columns = c.take<ColumnOperand<T, In>>(1);
@@ -76,19 +71,8 @@ template <class In> struct BackwardItem {
     }
     dk = c.take<A>((range + W) * columns);
     dv = c.take<A>((range + W) * columns_v);
-    dw = c.take<A>(range + W);
     tile_dk = c.take<A>((n + W) * columns);
     tile_dv = c.take<A>((n + W) * columns_v);
-    s = c.take<A>(kChunk * W);
-    dp = c.take<A>(kChunk * W);
-    weights = c.take<T>(kMaxRows * W);
-    ds_width = (n + W - 1) / W * W;
-    ds_rows = c.take<DsElement<T>>(kMaxRows * ds_width);
-    ds = kPairRows<T> ? c.take<T>(kMaxRows * W) : nullptr;
-    gate_sum = c.take<A>(kMaxRows);
-    lse2 = c.take<A>(kMaxRows + 2 * W);
-    delta = c.take<A>(kMaxRows + 2 * W);
-    gate = c.take<A>(kMaxRows + 2 * W);
     ones = c.take<A>(W);
     key_weight = c.take<A>(n + W);
     segment = c.take<int32_t>(n + W);
@@ -130,90 +114,6 @@ template <class In> struct BackwardItem {
 
   void forget_keys() { std::memset(panel_packed, 0, sizeof panel_packed); }
 
-  // The common case of score_gradients: no modifier (see `plain`), and every row sees every key.
-  template <int NV> void plain_gradients(int32_t first, int from, int a, int b) {
-    auto gradient = [&](int r, vec<A>* weight, vec<A>* out) {
-      for (int i = 0; i < NV; ++i) {
-        const int64_t at = ((r - a) * NV + i) * L;
-        weight[i] = exp2v(load(s + at) * scale - lse2[r]);
-        out[i] = weight[i] * (load(dp + at) - delta[r]);
-        store_as(ds_rows + r * ds_width + first + i * L, out[i]);
-      }
-    };
-    for (int r = a; r < b; r += kPair<T>) store_weights<NV>(from, r, r + 1 < b, gradient);
-  }
-
-  // Weights and dS of row r, in pairs of rows r and r + 1, where `gradient(row, weight, dS)` computes a row's. `from`
-  // is the row that the panel's operands start at.
-  template <int NV, class F> ATTN_INLINE void store_weights(int from, int r, bool both, F& gradient) {
-    vec<A> w[NV], d[NV];
-    gradient(r, w, d);
-    if constexpr (kPairRows<T>) {
-      vec<A> w_next[NV] = {}, d_next[NV] = {};
-      if (both) gradient(r + 1, w_next, d_next);
-      for (int i = 0; i < NV; ++i) {
-        const int64_t at = ((r - from) / 2 * NV + i) * L;
-        store(weights + at, make_pairs(w[i], w_next[i]));
-        store(ds + at, make_pairs(d[i], d_next[i]));
-      }
-    } else {
-      for (int i = 0; i < NV; ++i) store(weights + ((r - from) * NV + i) * L, w[i]);
-    }
-  }
-
-  // Products s and dp of rows [a, b) -> weights (times the gate), and dS in the two forms the products need.
-  template <int NV>
-  void score_gradients(int32_t first, int32_t count, int from, int a, int b, bool masked, const Modifiers<A>& mod) {
-    LaneMask<A, NV> mask(*rows, *tile, first, count, mod);
-    vec<A> weight_sum[NV] = {}, key_term[NV] = {};
-    if (mod.key_weight) {
-      for (int i = 0; i < NV; ++i) key_term[i] = load(mod.key_weight + first + i * L);
-    }
-    auto gradient = [&](int r, vec<A>* w_out, vec<A>* out) {
-      Ints<A> keep[NV] = {};
-      if (masked) mask.of_row(r, keep);
-      vec<A> row_sum{};
-      for (int i = 0; i < NV; ++i) {
-        const int64_t at = ((r - a) * NV + i) * L;
-        vec<A> x = load(s + at) * scale, g = load(dp + at), slope = splat(A{1});
-        if (mod.softcap > 0) {
-          x = soft_cap<A>(x, mod.softcap);
-          const vec<A> t = x / mod.softcap;
-          slope = 1 - t * t;
-        }
-        if (mod.key_weight) x += key_term[i];
-        if (masked) {
-          x = keep[i] ? x : splat(-kInfinity<A>);
-          g = keep[i] ? g : vec<A>{};
-          slope = keep[i] ? slope : vec<A>{};
-        }
-        const vec<A> weight = exp2v(x - lse2[r]);
-        vec<A> dlogit = weight * (g * gate[r] - delta[r]);
-        row_sum += weight * g;
-        w_out[i] = weight * gate[r];
-        if (masked) {  // a row that holds NaN keeps it from the keys it doesn't see
-          dlogit = keep[i] ? dlogit : vec<A>{};
-          w_out[i] = keep[i] ? w_out[i] : vec<A>{};
-        }
-        weight_sum[i] += dlogit;
-        out[i] = dlogit * slope;
-        store_as(ds_rows + r * ds_width + first + i * L, out[i]);
-      }
-      if (bp.dhead_gate) {
-        for (int k = 0; k < L; ++k) gate_sum[r] += row_sum[k];
-      }
-    };
-    for (int r = a; r < b; r += kPair<T>) store_weights<NV>(from, r, r + 1 < b, gradient);
-    if (!bp.dkey_log_weight) return;
-    for (int32_t i = 0; i < count; ++i) dw[tile->position[first + i] - k_begin] += weight_sum[i / L][i % L];
-  }
-
-  // Rows [from, to) of a panel's dS are zero.
-  void clear_ds(int32_t first, int64_t width, int from, int to) {
-    for (int r = from; r < to; ++r)
-      std::memset(static_cast<void*>(ds_rows + r * ds_width + first), 0, width * sizeof(*ds_rows));
-  }
-
   // Keys [first, first + count) of the tile against the rows that can see any of them; true if some row doesn't see
   // some key.
   template <int NV>
@@ -224,7 +124,7 @@ template <class In> struct BackwardItem {
     while (a < b && (tile->any_exempt ? max_i32(rows->hi[a], rows->cap[a]) : rows->hi[a]) < low) ++a;
     while (!tile->any_exempt && b > a && rows->lo[b - 1] > high) --b;
     if (a >= b || (mod.segment && !segments_meet(*rows, a, b, segment, first, first + count))) {
-      clear_ds(first, NV * L, 0, rows->rows);
+      gradients.clear(first, NV * L, 0, rows->rows);
       return true;
     }
     if (kPairRows<T>) a &= ~1;  // rows are paired from the tile's start
@@ -235,14 +135,13 @@ template <class In> struct BackwardItem {
       const int from = max_i32(a, c), to = min_i32(b, c + kChunk);
       // Padding lanes must not touch the next keys' sums, so a short panel is masked too.
       const bool cut = count < NV * L || needs_mask(*tile, first, first + count, reach[c / kChunk], mod);
-      product_panel<T, NV>(qt.data + from * qt.ld, qt.ld, to - from, depth, k + first * depth, s);
-      product_panel<T, NV>(dt.data + from * dt.ld, dt.ld, to - from, depth_v, v + first * depth_v, dp);
-      if (plain && !cut) plain_gradients<NV>(first, a, from, to);
-      else score_gradients<NV>(first, count, a, from, to, cut, mod);
+      product_panel<T, NV>(qt.data + from * qt.ld, qt.ld, to - from, depth, k + first * depth, gradients.s);
+      product_panel<T, NV>(dt.data + from * dt.ld, dt.ld, to - from, depth_v, v + first * depth_v, gradients.dp);
+      gradients.template panel<NV>(first, count, a, from, to, cut, mod);
       masked |= cut;
     }
-    clear_ds(first, NV * L, 0, a);
-    clear_ds(first, NV * L, b, rows->rows);
+    gradients.clear(first, NV * L, 0, a);
+    gradients.clear(first, NV * L, b, rows->rows);
     if (masked) {
       q_columns->check();
       dout_columns->check();
@@ -253,9 +152,11 @@ template <class In> struct BackwardItem {
     const bool direct = tile->runs == 1;
     A* to_k = direct ? dk + (low - k_begin) * columns : tile_dk + first * columns;
     A* to_v = direct ? dv + (low - k_begin) * columns_v : tile_dv + first * columns_v;
-    dout_columns->accumulate(weights, NV * L, count, a, n, ones, to_v, columns_v);
-    if constexpr (kPairRows<T>) q_columns->accumulate(ds, NV * L, count, a, n, ones, to_k, columns);
-    else q_columns->accumulate(ds_rows + a * ds_width + first, ds_width, count, a, n, ones, to_k, columns);
+    dout_columns->accumulate(gradients.weights, NV * L, count, a, n, ones, to_v, columns_v);
+    if constexpr (kPairRows<T>) q_columns->accumulate(gradients.ds, NV * L, count, a, n, ones, to_k, columns);
+    else
+      q_columns->accumulate(gradients.ds_rows + a * gradients.ds_width + first, gradients.ds_width, count, a, n, ones,
+                            to_k, columns);
     return unseen;
   }
 
@@ -265,7 +166,7 @@ template <class In> struct BackwardItem {
     const Run run{0, rows->group.q_begin, rows->rows};
     bool placed = false;
     Placed<T> qt{}, dt{};
-    std::memset(gate_sum, 0, kMaxRows * sizeof(A));
+    std::memset(gradients.gate_sum, 0, kMaxRows * sizeof(A));
     for_each_key_tile(p, rows->group, k_begin, k_end, capacity, *tile, [&](KeyTile& t) {
       if (!placed) {
         const TokenRows<In> q_tokens = row_tokens(p.q, seq, p.dim, run),
@@ -274,7 +175,7 @@ template <class In> struct BackwardItem {
         dt = place(d_tokens, dout, *dout_columns);
         for (int c = 0; c * kChunk < rows->rows; ++c)
           reach[c] = panel_reach(*rows, c * kChunk, min_i32((c + 1) * kChunk, rows->rows));
-        state.load_block(seq, *rows, lse2, delta, gate);
+        state.load_block(seq, *rows, gradients.lse2, gradients.delta, gradients.gate);
         placed = true;
       }
       const Modifiers<A> mod = load_modifiers(p, seq, rows->group.head_kv, t, key_weight, segment);
@@ -303,13 +204,14 @@ template <class In> struct BackwardItem {
       if (!want_queries) return;
       turn.wait();
       const int32_t head = static_cast<int32_t>(rows->group.head);
-      k_columns->add_to_rows(ds_rows, ds_width, rows->rows, dq.row(seq, head, rows->group.q_begin), dq.stride);
+      k_columns->add_to_rows(gradients.ds_rows, gradients.ds_width, rows->rows, dq.row(seq, head, rows->group.q_begin),
+                             dq.stride);
     });
     if (!want_queries) return;
     turn.wait();
     if (bp.dhead_gate) {
       float* to = bp.dhead_gate + state.row(seq.batch, rows->group.head, seq.q_token + rows->group.q_begin);
-      for (int32_t r = 0; r < rows->rows; ++r) to[r] += static_cast<float>(gate_sum[r]);
+      for (int32_t r = 0; r < rows->rows; ++r) to[r] += static_cast<float>(gradients.gate_sum[r]);
     }
   }
 
@@ -334,11 +236,12 @@ template <class In> struct BackwardItem {
   void run(const BackwardPlan& plan, int64_t index, const Sequence& seq, int64_t which, int64_t head_kv, int64_t part) {
     k_begin = static_cast<int32_t>(part * range);
     k_end = k_begin + min_i32(range, seq.keys - k_begin);
+    gradients.key_begin = k_begin;
     packed_n = 0;
     packed_begin = 0;
     std::memset(dk, 0, (range + W) * columns * sizeof(A));
     std::memset(dv, 0, (range + W) * columns_v * sizeof(A));
-    std::memset(dw, 0, (range + W) * sizeof(A));
+    std::memset(gradients.key_sum, 0, (range + W) * sizeof(A));
     for (int i = 0; i < W; ++i) ones[i] = 1;
     const RowTiling tiling = row_tiling(p, seq.queries, seq.keys, kMaxRows);
     const int64_t group = p.heads / p.heads_kv;
@@ -358,46 +261,10 @@ template <class In> struct BackwardItem {
       store_row(dv + i * columns_v, A{1}, at(bp.dv, i), p.dim_v);
       if (bp.dkey_log_weight) {
         bp.dkey_log_weight[(seq.batch * p.heads_kv + head_kv) * p.tk + seq.k_token + k_begin + i] =
-            static_cast<float>(dw[i]);
+            static_cast<float>(gradients.key_sum[i]);
       }
     }
   }
 };
-
-template <class In> inline void attend_backward_as(const AttendBackwardParams& b) {
-  const AttendParams& p = b.forward;
-  const BackwardRows<In> state(b);
-  state.compute();
-  if (b.dsink_logits) state.sink_gradients();
-  if (!b.dq.data && !b.dk.data) return;
-  DqSums<In> dq(b);
-  dq.clear();
-  const int32_t range = key_range(p);
-  auto ranges = [&](const Sequence& s) { return (static_cast<int64_t>(s.keys) + range - 1) / range; };
-  const ItemIndex items(p, [&](const Sequence& s) { return ranges(s) * p.heads_kv; });
-  const BackwardPlan plan(p, items, range, kMaxRows);
-  Carve size{nullptr};
-  BackwardItem<In> probe(b, state, dq, size);
-  parallel_items(items.count, [&](int64_t index, int) {
-    dq.guard([&] {
-      Carve c{static_cast<char*>(thread_scratch(size.used))};
-      BackwardItem<In> item(b, state, dq, c);
-      int64_t which, part;
-      items.locate(index, which, part);
-      // Ranges ascend (a turn waits for lower ones only), heads alternate: neighbours in the queue seldom meet.
-      item.run(plan, index, sequence(p, which), which, part % p.heads_kv, part / p.heads_kv);
-    });
-  });
-  dq.finish();
-}
-
-inline void attend_backward(const AttendBackwardParams& b) {
-  switch (b.forward.dtype) {
-    case DType::f32: return attend_backward_as<float>(b);
-    case DType::f64: return attend_backward_as<double>(b);
-    case DType::bf16: return attend_backward_as<bf16>(b);
-    case DType::f16: return attend_backward_as<f16>(b);
-  }
-}
 
 ATTN_NAMESPACE_END

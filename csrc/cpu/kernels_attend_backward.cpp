@@ -1,6 +1,6 @@
 // Compiled once per instruction set: attention backward. Its own translation unit, like every kernel family, so that a
 // change recompiles little.
-#include "cpu/attend_backward.h"
+#include "cpu/attend_backward_call.h"
 #include "cpu/kernels.h"
 
 ATTN_NAMESPACE_BEGIN
