@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,11 @@ def call(function: type[Function], *args: Any) -> Any:
             if isinstance(x, Tensor) and x.requires_grad:
                 return function.apply(*args)
     return function.forward(*args)
+
+
+def only(wanted: Sequence[bool], gradients: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """Backward ops return a tensor without elements for what isn't wanted."""
+    return tuple(g if want else None for want, g in zip(wanted, gradients, strict=True))
 
 
 def no_forward_mode(name: str, *args: Any) -> None:

@@ -8,19 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def in_order_of(like: Tensor, features: Any) -> Tensor:
-    """``[B, H, T, features]`` that lies in memory as ``[B, T, H, features]`` if `like` holds tokens before
-    heads."""
-    batch, heads, tokens, _ = like.shape
-    if like.stride(2) > like.stride(1):
-        return like.new_empty((batch, tokens, heads, features)).transpose(1, 2)
-    return like.new_empty((batch, heads, tokens, features))
+from ._fake import in_order_of
+from .capability import statistics_dtype
 
 
 def results(q: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    statistics = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return in_order_of(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=statistics)
+    return in_order_of(q, v.shape[3]), q.new_empty(q.shape[:3], dtype=statistics_dtype(q))
 
 
 def gradients(q: Tensor, k: Tensor, v: Tensor, wanted: list[bool]) -> tuple[Tensor, ...]:
@@ -111,3 +104,15 @@ def _hip_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     sizes = (mask_k, block_size_q, block_size_k, block_stride_q, sliding_window)
     return (*results(q, v), *_hip_select(q, k, *sizes, representative, reduce_heads, causal))
+
+
+@torch.library.register_fake("attn::merge_states")
+def _merge_states(outs: Tensor, lses: Tensor) -> tuple[Tensor, Tensor]:
+    return outs.new_empty(outs.shape[1:]), lses.new_empty(lses.shape[1:])
+
+
+@torch.library.register_fake("attn::merge_states_backward")
+def _merge_states_backward(
+    dout: Tensor, dlse: Tensor | None, outs: Tensor, lses: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor]:
+    return outs.new_empty(outs.shape), lses.new_empty(lses.shape)

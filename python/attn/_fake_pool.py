@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from ._fake_attend import in_order_of
-
-
-def _statistics(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _sequences(x: Tensor, cu_seqlens: Tensor | None) -> Any:
-    return x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+from ._fake import in_order_of, sequences
+from .capability import statistics_dtype
 
 
 def _if(wanted: bool, like: Tensor) -> Tensor:
@@ -50,9 +41,9 @@ def _ponet_forward(
     special_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    sequences, dtype = _sequences(k, cu_seqlens), _statistics(k)
-    query, aggregate = (k.new_empty((sequences, k.shape[2]), dtype=dtype) for _ in range(2))
-    return k.new_empty(k.shape), query, aggregate, k.new_empty((sequences, num_heads), dtype=dtype)
+    count, dtype = sequences(k, cu_seqlens), statistics_dtype(k)
+    query, aggregate = (k.new_empty((count, k.shape[2]), dtype=dtype) for _ in range(2))
+    return k.new_empty(k.shape), query, aggregate, k.new_empty((count, num_heads), dtype=dtype)
 
 
 @torch.library.register_fake("attn::ponet_backward")
@@ -89,9 +80,9 @@ def _query_pool_forward(
     activation: str = "softmax",
     axis: str = "keys",
 ) -> tuple[Tensor, Tensor]:
-    rows = (_sequences(k, cu_seqlens), *q.shape[1:3])
+    rows = (sequences(k, cu_seqlens), *q.shape[1:3])
     has_lse = activation == "softmax" and axis == "keys"
-    lse = q.new_empty(rows if has_lse else (0,), dtype=_statistics(q))
+    lse = q.new_empty(rows if has_lse else (0,), dtype=statistics_dtype(q))
     return q.new_empty((*rows, v.shape[3])), lse
 
 

@@ -7,20 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._fake_attend import in_order_of
-
-
-def _statistics(q: Tensor) -> torch.dtype:
-    return torch.float64 if q.dtype == torch.float64 else torch.float32
-
-
-def _feature_count(feature_map: str, dim: Any) -> Any:
-    return 1 + dim + dim * (dim + 1) // 2 if feature_map == "taylor2" else dim
+from ._fake import in_order_of, sequences
+from .capability import statistics_dtype
+from .mechanisms.linear import feature_count
 
 
 def _state_shapes(k: Tensor, v: Tensor, feature_map: str, cu_seqlens: Tensor | None) -> tuple[Any, Any]:
-    sequences = k.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-    z = (sequences, k.shape[1], _feature_count(feature_map, k.shape[3]))
+    z = (sequences(k, cu_seqlens), k.shape[1], feature_count(feature_map, k.shape[3]))
     return (*z, v.shape[3]), z
 
 
@@ -39,7 +32,7 @@ def _linear_forward(
     initial_z: Tensor | None = None,
     keep_state: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dtype = _statistics(q)
+    dtype = statistics_dtype(q)
     s, z = _state_shapes(k, v, feature_map, cu_seqlens)
     if causal and not keep_state:
         s = z = (0,)
@@ -78,16 +71,12 @@ def _linear_backward(
         in_order_of(q, q.shape[3]),
         in_order_of(k, k.shape[3]),
         in_order_of(v, v.shape[3]),
-        *(q.new_empty(shape, dtype=_statistics(q)) for shape in shapes),
+        *(q.new_empty(shape, dtype=statistics_dtype(q)) for shape in shapes),
     )
 
 
-def _sequences(q: Tensor, cu_seqlens: Tensor | None) -> Any:
-    return q.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
-
-
 def _flow_statistics(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    batch, heads, dtype = q.shape[0], q.shape[1], _statistics(q)
+    batch, heads, dtype = q.shape[0], q.shape[1], statistics_dtype(q)
     return (
         q.new_empty((batch, heads, 2, q.shape[2]), dtype=dtype),
         q.new_empty((batch, heads, 3, k.shape[2]), dtype=dtype),
@@ -95,7 +84,7 @@ def _flow_statistics(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flow_state(q: Tensor, v: Tensor, sequences: Any) -> tuple[Tensor, ...]:
-    heads, dim, dtype = q.shape[1], q.shape[3], _statistics(q)
+    heads, dim, dtype = q.shape[1], q.shape[3], statistics_dtype(q)
     return (
         q.new_empty((sequences, heads, 4, dim), dtype=dtype),
         q.new_empty((sequences, heads, dim, v.shape[3]), dtype=dtype),
@@ -118,7 +107,7 @@ def _flow_forward(
     key_mask: Tensor | None = None,
     cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    state = _flow_state(q, v, _sequences(q, cu_seqlens))
+    state = _flow_state(q, v, sequences(q, cu_seqlens))
     return in_order_of(q, v.shape[3]), *_flow_statistics(q, k), *state[:2]
 
 
@@ -135,9 +124,9 @@ def _flow_causal_forward(
     keep_state: bool = False,
 ) -> tuple[Tensor, ...]:
     if keep_state:
-        state = _flow_state(q, v, _sequences(q, cu_seqlens))
+        state = _flow_state(q, v, sequences(q, cu_seqlens))
     else:
-        state = tuple(q.new_empty((0,), dtype=_statistics(q)) for _ in range(4))
+        state = tuple(q.new_empty((0,), dtype=statistics_dtype(q)) for _ in range(4))
     return in_order_of(q, v.shape[3]), *_flow_statistics(q, k), *state
 
 
@@ -168,7 +157,7 @@ torch.library.register_fake("attn::flow_causal_backward")(_qkv_gradients)
 
 @torch.library.register_fake("attn::prefix_pool_forward")
 def _prefix_pool_forward(score: Tensor, v: Tensor, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    lse = score.new_empty(score.shape, dtype=_statistics(v))
+    lse = score.new_empty(score.shape, dtype=statistics_dtype(v))
     if score.shape[1] == v.shape[1]:
         return in_order_of(v, v.shape[3]), lse
     return v.new_empty((*score.shape, v.shape[3])), lse

@@ -171,6 +171,11 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """What lse, sums and states of calls with x are kept in."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def require_backend(op: str, tensor: Tensor, **facts: Any) -> Backend:
     """The first backend that serves the call, or BackendError with every backend's reasons.
 
@@ -183,9 +188,8 @@ def require_backend(op: str, tensor: Tensor, **facts: Any) -> Backend:
     for backend in BACKENDS:
         if not backend.reasons(op, known):
             return backend
-    known["dtype"] = dtype_name(tensor.dtype)
-    reasons = {b.name: b.reasons(op, {**known, "dtype": tensor.dtype}) for b in BACKENDS}
-    raise BackendError(op, known, reasons)
+    reasons = {backend.name: backend.reasons(op, known) for backend in BACKENDS}
+    raise BackendError(op, {**known, "dtype": dtype_name(tensor.dtype)}, reasons)
 
 
 def support_matrix() -> list[dict[str, str]]:

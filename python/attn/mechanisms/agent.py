@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capability import dtype_name
 from . import arguments as check
 from .attention import attention
 from .plain import plain_attention
@@ -75,10 +74,7 @@ def agent_attention(
         )
     check.same_place("agents", agents, q)
     (agents,) = check.autocast(agents)
-    if agents.dtype != q.dtype:
-        raise ValueError(
-            f"agents must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(agents.dtype)}"
-        )
+    check.same_dtype("agents", agents, q)
     scale = q.shape[3] ** -0.5 if scale is None else float(check.finite("scale", scale))
     agent_scale = scale if agent_scale is None else float(check.finite("agent_scale", agent_scale))
     mask = keep_mask("key_mask", key_mask, q, k.shape[2])
@@ -151,10 +147,7 @@ def _repeat_heads(x: Tensor, heads: int) -> Tensor:
 def _broadcast(name: str, x: Tensor, shape: tuple[int, ...], layout: str, like: Tensor) -> Tensor:
     check.same_place(name, x, like)
     (x,) = check.autocast(x)
-    if x.dtype != like.dtype:
-        raise ValueError(
-            f"{name} must have the dtype of q, {dtype_name(like.dtype)}, got {dtype_name(x.dtype)}"
-        )
+    check.same_dtype(name, x, like)
     if x.dim() > 4 or any(a not in (1, b) for a, b in zip(x.shape[::-1], shape[::-1], strict=False)):
         raise ValueError(
             f"{name} must be broadcastable to {layout} = {list(shape)}, got shape {check.shape_text(x)}"

@@ -81,9 +81,40 @@ def last_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()
 
 
-def same_place(name: str, x: Tensor, q: Tensor) -> None:
-    if x.device != q.device:
-        raise ValueError(f"{name} is on {x.device} but q is on {q.device}; put all tensors on one device")
+def same_place(name: str, x: Tensor, like: Tensor, like_name: str = "q") -> None:
+    if x.device != like.device:
+        raise ValueError(
+            f"{name} is on {x.device} but {like_name} is on {like.device}; put all tensors on one device"
+        )
+
+
+def same_dtype(name: str, x: Tensor, like: Tensor, like_name: str = "q") -> None:
+    if x.dtype != like.dtype:
+        raise ValueError(
+            f"{name} must have the dtype of {like_name}, {dtype_name(like.dtype)}, got {dtype_name(x.dtype)}"
+        )
+
+
+def int32(name: str, x: Any, like: Tensor, like_name: str = "q") -> Tensor:
+    x = is_tensor(name, x)
+    same_place(name, x, like, like_name)
+    if x.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {dtype_name(x.dtype)}; convert with .int()")
+    return x
+
+
+def keep_mask(name: str, x: Any, like: Tensor, like_name: str = "q") -> Tensor:
+    x = is_tensor(name, x)
+    same_place(name, x, like, like_name)
+    if x.dtype != torch.bool:
+        raise TypeError(f"{name} must be bool (True = keep), got {dtype_name(x.dtype)}; convert with .bool()")
+    return x
+
+
+def whole_groups(name: str, heads: int, of: str, kv_heads: int) -> None:
+    """Every kv head serves as many query heads."""
+    if heads % kv_heads != 0 if kv_heads != 0 else heads != 0:
+        raise ValueError(f"{name} must have a multiple of the heads of {of}, got {heads} and {kv_heads}")
 
 
 def shape_text(x: Tensor) -> str:
@@ -101,8 +132,7 @@ def query_key(op: str, q: Any, k: Any) -> tuple[Tensor, Tensor]:
         raise ValueError(f"k must be [B, Hkv, Tk, D], got shape {list(k_shape)}")
     same_place("k", k, q)
     q, k = autocast(q, k)
-    if k.dtype != q.dtype:
-        raise ValueError(f"k must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(k.dtype)}")
+    same_dtype("k", k, q)
     batch, heads, _, dim = q_shape
     k_batch, kv_heads, _, k_dim = k_shape
     if k_batch != batch:
@@ -111,11 +141,7 @@ def query_key(op: str, q: Any, k: Any) -> tuple[Tensor, Tensor]:
         raise ValueError(f"k must have the head dimension of q, {dim}, got shape {list(k_shape)}")
     if dim == 0:
         raise ValueError(f"q and k must have a head dimension of at least 1, got shape {list(q_shape)}")
-    if heads % kv_heads != 0 if kv_heads != 0 else heads != 0:
-        raise ValueError(
-            f"q must have a multiple of the heads of k and v, got {heads} and {kv_heads} "
-            f"(shapes {list(q_shape)} and {list(k_shape)})"
-        )
+    whole_groups("q", heads, "k and v", kv_heads)
     require_backend(op, q, head_dim=dim)
     return last_contiguous(q), last_contiguous(k)
 
@@ -126,8 +152,7 @@ def query_key_value(op: str, q: Any, k: Any, v: Any) -> tuple[Tensor, Tensor, Te
     v = is_tensor("v", v)
     same_place("v", v, q)
     (v,) = autocast(v)
-    if v.dtype != q.dtype:
-        raise ValueError(f"v must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(v.dtype)}")
+    same_dtype("v", v, q)
     v_shape = v.shape
     if len(v_shape) != 4 or v_shape[:3] != k.shape[:3]:
         raise ValueError(
@@ -186,10 +211,7 @@ def segment_pair(segment_ids: Any, q: Tensor, k: Tensor) -> tuple[Tensor | None,
 
 
 def _ids(name: str, ids: Any, like: Tensor) -> Tensor:
-    ids = is_tensor(name, ids)
-    same_place(name, ids, like)
-    if ids.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, got {dtype_name(ids.dtype)}; convert with .int()")
+    ids = int32(name, ids, like)
     shape = (like.shape[0], like.shape[2])
     if ids.dim() != 2 or ids.shape[1] != shape[1] or (ids.shape[0] != shape[0] and ids.shape[0] != 1):
         raise ValueError(f"{name} must be [B, T] = {list(shape)}, got shape {shape_text(ids)}")
@@ -207,14 +229,13 @@ def packed_sequences(
             if value is not None:
                 raise ValueError(f"{name} needs cu_seqlens_q")
         return None, None
-    if q.shape[0] != 1:
-        raise ValueError(
-            f"cu_seqlens_q needs a batch size of 1 (sequences are packed along tokens), got {q.shape[0]}"
-        )
+    one_batch("cu_seqlens_q", q.shape[0])
     if cu_seqlens_k is None:
         cu_seqlens_k, max_seqlen_k = cu_seqlens_q, max_seqlen_q if max_seqlen_k is None else max_seqlen_k
-    cu_q = _cu_seqlens("cu_seqlens_q", cu_seqlens_q, "max_seqlen_q", max_seqlen_q, q)
-    cu_k = _cu_seqlens("cu_seqlens_k", cu_seqlens_k, "max_seqlen_k", max_seqlen_k, k)
+    cu_q = bounds("cu_seqlens_q", cu_seqlens_q, q, "q", q.shape[2])
+    cu_k = bounds("cu_seqlens_k", cu_seqlens_k, q, "q", k.shape[2])
+    _at_least_longest("max_seqlen_q", max_seqlen_q, cu_q)
+    _at_least_longest("max_seqlen_k", max_seqlen_k, cu_k)
     if cu_q.shape != cu_k.shape:
         raise ValueError(
             "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, "
@@ -223,32 +244,36 @@ def packed_sequences(
     return cu_q, cu_k
 
 
-def _cu_seqlens(name: str, cu: Any, max_name: str, longest: Any, like: Tensor) -> Tensor:
-    cu = is_tensor(name, cu)
-    same_place(name, cu, like)
-    if cu.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, got {dtype_name(cu.dtype)}; convert with .int()")
+def one_batch(name: str, batch: int) -> None:
+    if batch != 1:
+        raise ValueError(f"{name} needs a batch size of 1 (sequences are packed along tokens), got {batch}")
+
+
+def bounds(name: str, cu: Any, like: Tensor, like_name: str, tokens: int) -> Tensor:
+    """cu_seqlens: where each of N sequences packed along ``tokens`` starts, and where the last one ends."""
+    cu = int32(name, cu, like, like_name)
     if cu.dim() != 1 or cu.shape[0] == 0:
-        raise ValueError(f"{name} must be [N + 1], got shape {shape_text(cu)}")
-    if longest is not None:
-        integer(max_name, longest, 0)
+        raise ValueError(f"{name} must be [N + 1] for N sequences, got shape {shape_text(cu)}")
     if values_are_known(cu):
         values = cu.tolist()
-        lengths = [end - begin for begin, end in pairwise(values)]
         if values[0] != 0:
             raise ValueError(f"{name} must start at 0, got {values[0]}")
-        if lengths and min(lengths) < 0:
-            at = next(i for i, n in enumerate(lengths) if n < 0)
-            raise ValueError(f"{name} must not decrease, got {values[at]} before {values[at + 1]}")
-        if values[-1] > like.shape[2]:
-            raise ValueError(
-                f"{name} must not exceed the number of tokens, {like.shape[2]}, got {values[-1]}"
-            )
-        if longest is not None and lengths and max(lengths) > longest:
-            raise ValueError(
-                f"{max_name} must be at least the longest sequence, {max(lengths)}, got {longest}"
-            )
+        if values != sorted(values):
+            i, j = next((i, j) for i, j in pairwise(values) if j < i)
+            raise ValueError(f"{name} must not decrease, got {i} before {j}")
+        if values[-1] > tokens:
+            raise ValueError(f"{name} must not exceed the number of tokens, {tokens}, got {values[-1]}")
     return cu.contiguous()
+
+
+def _at_least_longest(name: str, given: Any, cu: Tensor) -> None:
+    if given is None:
+        return
+    integer(name, given, 0)
+    if values_are_known(cu):
+        longest = max((end - begin for begin, end in pairwise(cu.tolist())), default=0)
+        if longest > given:
+            raise ValueError(f"{name} must be at least the longest sequence, {longest}, got {given}")
 
 
 def values_are_known(x: Tensor) -> bool:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function, call
-from ..capability import dtype_name
+from .._autograd import Function, call, only
 from . import arguments as check
 from . import pool_arguments as pool
 
@@ -28,7 +27,7 @@ class _AxisGate(Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         wanted = list(ctx.needs_input_grad)
         gradients = torch.ops.attn.axis_gate_backward(check.last_contiguous(dout), *ctx.saved_tensors, wanted)
-        return tuple(g if w else None for g, w in zip(gradients, wanted, strict=True))
+        return only(wanted, gradients)
 
 
 def axis_gate(x: Tensor, channel: Tensor, time: Tensor) -> Tensor:
@@ -62,11 +61,8 @@ def axis_gate(x: Tensor, channel: Tensor, time: Tensor) -> Tensor:
         ("time", time, x.shape[2], "[B, T]"),
     ):
         (gate,) = check.autocast(check.is_tensor(name, gate))
-        pool.same_device(name, gate, x, "x")
-        if gate.dtype != x.dtype:
-            raise ValueError(
-                f"{name} must have the dtype of x, {dtype_name(x.dtype)}, got {dtype_name(gate.dtype)}"
-            )
+        check.same_place(name, gate, x, "x")
+        check.same_dtype(name, gate, x, "x")
         if gate.shape != (x.shape[0], size):
             raise ValueError(
                 f"{name} must be {layout} = {[x.shape[0], size]}, got shape {check.shape_text(gate)}"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._autograd import no_forward_mode
-from ..capability import dtype_name, require_backend
+from ..capability import require_backend
 from ..layout import BlockLayout
 from . import arguments as check
 
@@ -70,13 +70,13 @@ def decode_attention(
     batch, kv_heads = q.shape[0], k_cache.shape[1]
     capacity = k_cache.shape[2]
     if block_table is not None:
-        block_table = _int32("block_table", block_table, q)
+        block_table = check.int32("block_table", block_table, q).contiguous()
         if block_table.dim() != 2 or block_table.shape[0] != batch:
             raise ValueError(
                 f"block_table must be [B, pages] = [{batch}, pages], got {check.shape_text(block_table)}"
             )
         capacity = block_table.shape[1] * capacity
-    seqlens = _int32("seqlens", seqlens, q)
+    seqlens = check.int32("seqlens", seqlens, q).contiguous()
     if seqlens.dim() != 1 or seqlens.shape[0] != batch:
         raise ValueError(f"seqlens must be [B] = [{batch}], got shape {check.shape_text(seqlens)}")
     if check.values_are_known(seqlens):
@@ -113,10 +113,7 @@ def _caches(q: Any, k_cache: Any, v_cache: Any, block_table: Any) -> tuple[Tenso
     # Under autocast the query follows the cache: casting a cache would copy all of it at every step.
     (q,) = check.autocast(q) if k_cache.dtype != q.dtype else (q,)
     for name, x in (("k_cache", k_cache), ("v_cache", v_cache)):
-        if x.dtype != q.dtype:
-            raise ValueError(
-                f"{name} must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(x.dtype)}"
-            )
+        check.same_dtype(name, x, q)
     batch, heads, _, dim = q.shape
     stored, kv_heads, page, k_dim = k_cache.shape
     if block_table is None and stored != batch:
@@ -131,8 +128,7 @@ def _caches(q: Any, k_cache: Any, v_cache: Any, block_table: Any) -> tuple[Tenso
         )
     if dim == 0:
         raise ValueError("q and k_cache must have a head dimension of at least 1, got 0")
-    if heads % kv_heads != 0 if kv_heads != 0 else heads != 0:
-        raise ValueError(f"q must have a multiple of the heads of the caches, got {heads} and {kv_heads}")
+    check.whole_groups("q", heads, "the caches", kv_heads)
     if v_cache.shape[:3] != k_cache.shape[:3]:
         raise ValueError(
             f"v_cache must have the first three sizes of k_cache {check.shape_text(k_cache)}, "
@@ -140,14 +136,6 @@ def _caches(q: Any, k_cache: Any, v_cache: Any, block_table: Any) -> tuple[Tenso
         )
     require_backend("decode_attention", q, head_dim=max(dim, v_cache.shape[3]))
     return check.last_contiguous(q), check.last_contiguous(k_cache), check.last_contiguous(v_cache)
-
-
-def _int32(name: str, x: Any, q: Tensor) -> Tensor:
-    x = check.is_tensor(name, x)
-    check.same_place(name, x, q)
-    if x.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, got {dtype_name(x.dtype)}; convert with .int()")
-    return x.contiguous()
 
 
 def _check_values(seqlens: Tensor, block_table: Tensor | None, capacity: int, k_cache: Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..capability import dtype_name
+from ..capability import dtype_name, statistics_dtype
 from . import arguments as check
 from .linear import linear_attention
 
@@ -68,12 +68,12 @@ def random_features(x: Tensor, omega: Tensor, *, kind: str = "performer", stabil
             f"omega must be [r, D] with the D of x, {x.shape[-1]}, and r >= 1, "
             f"got shape {check.shape_text(omega)}"
         )
-    check.same_place("omega", omega, x)
+    check.same_place("omega", omega, x, "x")
     if omega.dtype not in (torch.float32, x.dtype):
         raise TypeError(
             f"omega must be float32 or the dtype of x, {dtype_name(x.dtype)}, got {dtype_name(omega.dtype)}"
         )
-    kept = torch.float64 if x.dtype == torch.float64 else torch.float32
+    kept = statistics_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         return _features(x.to(kept), omega.to(kept), kind, stabilizer).to(x.dtype)
 

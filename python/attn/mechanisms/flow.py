@@ -143,7 +143,7 @@ def flow_attention(
     Reference: Wu et al. 2022 (arXiv 2202.06258).
     """
     q, k, v = check.query_key_value("flow_attention", q, k, v)
-    numbers = (_eps(eps), check.flag("eps_outside", eps_outside), _clamp(clamp))
+    numbers = (scan.epsilon(eps), check.flag("eps_outside", eps_outside), _clamp(clamp))
     check.one_of("competition", competition, ("source", "head"))
     check.flag("source_norm", source_norm)
     query_mask = scan.keep_mask("query_mask", query_mask, q, q.shape[2])
@@ -198,8 +198,12 @@ def flow_attention_step(
         raise ValueError(f"q, k and v must hold one token, got {q.shape[2]} and {k.shape[2]}")
     parts: tuple[Tensor | None, ...] = (None,) * 4
     if state is not None:
-        if not isinstance(state, (tuple, list)) or len(state) != 4:
-            raise TypeError("state must be what flow_attention_step returned (4 tensors), or None")
+        given: Any = state
+        if not isinstance(given, (tuple, list)) or len(given) != 4:
+            what = f"{len(given)} parts" if isinstance(given, (tuple, list)) else type(given).__name__
+            raise TypeError(
+                f"state must be the four tensors that flow_attention_step returned, or None, got {what}"
+            )
         batch, heads, _, dim = q.shape
         shapes = ((batch, heads, 4, dim), (batch, heads, dim, v.shape[3]), (batch, heads), (batch,))
         layouts = ("[B, H, 4, D]", "[B, H, D, Dv]", "[B, H]", "[B]")
@@ -208,14 +212,8 @@ def flow_attention_step(
             for i, (x, shape, layout) in enumerate(zip(state, shapes, layouts, strict=True))
         )
     with torch.no_grad():
-        out, *after = torch.ops.attn.flow_step(q, k, v, *parts, _eps(eps), _clamp(clamp))
+        out, *after = torch.ops.attn.flow_step(q, k, v, *parts, scan.epsilon(eps), _clamp(clamp))
     return out, tuple(after)
-
-
-def _eps(eps: Any) -> float:
-    if check.finite("eps", eps) < 0:
-        raise ValueError(f"eps must be >= 0, got {eps}")
-    return float(eps)
 
 
 def _clamp(clamp: Any) -> float | None:

@@ -6,14 +6,13 @@ vmap and torch.compile look for them in the argument list only.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function
+from .._autograd import Function, only
 from .arguments import last_contiguous
 
 Rule = tuple[bool, int, int, int, "float | None", float]
@@ -24,11 +23,6 @@ def incoming(dout: Tensor | None, dlse: Tensor | None, out: Tensor) -> tuple[Ten
     """The gradients of out and lse in the form the backward ops take; None stands for zero."""
     dout = torch.zeros_like(out) if dout is None else last_contiguous(dout)
     return dout, None if dlse is None else dlse.contiguous()
-
-
-def only(wanted: Sequence[bool], grads: Sequence[Tensor]) -> Optionals:
-    """Backward ops return a tensor without elements for what isn't wanted."""
-    return tuple(grad if want else None for want, grad in zip(wanted, grads, strict=True))
 
 
 class Attend(Function):

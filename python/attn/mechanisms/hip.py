@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function, call
+from .._autograd import Function, call, only
 from ..selection import HipSelection
 from . import arguments as check
-from .functions import Optionals, incoming, only
+from .functions import Optionals, incoming
 
 
 class _HipAttend(Function):
@@ -196,12 +196,8 @@ def _selection(selection: Any, q: Tensor, k: Tensor, block_size_q: int) -> tuple
         raise TypeError(
             f"selection must be an attn.HipSelection(index, count), got {type(selection).__name__}"
         )
-    index = check.is_tensor("selection.index", selection.index)
-    count = check.is_tensor("selection.count", selection.count)
-    for name, x in (("selection.index", index), ("selection.count", count)):
-        check.same_place(name, x, q)
-        if x.dtype != torch.int32:
-            raise TypeError(f"{name} must be int32, got {x.dtype}; convert with .int()")
+    index = check.int32("selection.index", selection.index, q)
+    count = check.int32("selection.count", selection.count, q)
     batch, heads, q_len, _ = q.shape
     rows = -(-q_len // block_size_q)
     if count.dim() != 3 or count.shape[0] != batch or count.shape[2] != rows:

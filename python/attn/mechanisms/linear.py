@@ -123,7 +123,7 @@ def linear_attention(
         check.one_of("feature_map", feature_map, FEATURE_MAPS),
         check.flag("causal", causal),
         check.flag("normalize", normalize),
-        _eps(eps),
+        scan.epsilon(eps),
     )
     if causal and q.shape[2] != k.shape[2]:
         raise ValueError(
@@ -174,12 +174,6 @@ def linear_attention_step(
 def feature_count(feature_map: str, dim: int) -> int:
     """F, the number of features of ``feature_map`` for heads of ``dim``."""
     return 1 + dim + dim * (dim + 1) // 2 if feature_map == "taylor2" else dim
-
-
-def _eps(eps: Any) -> float:
-    if check.finite("eps", eps) < 0:
-        raise ValueError(f"eps must be >= 0, got {eps}")
-    return float(eps)
 
 
 def _initial(

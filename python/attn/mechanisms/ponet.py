@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function, call
+from .._autograd import Function, call, only
+from ..capability import dtype_name, statistics_dtype
 from . import arguments as check
 from . import pool_arguments as pool
 
@@ -82,7 +83,7 @@ class _PonetMix(Function):
             cu_seqlens,
             ctx.tie,
         )
-        return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), *(None,) * 6
+        return *only(wanted, gradients), *(None,) * 6
 
 
 def ponet_mix(
@@ -179,11 +180,11 @@ def ponet_mix(
 
 def _pooled(x: Any, k: Tensor, shape: tuple[int, int]) -> Tensor:
     x = check.is_tensor("pooled_query", x)
-    pool.same_device("pooled_query", x, k, "k")
+    check.same_place("pooled_query", x, k, "k")
     if not x.is_floating_point():
-        raise TypeError(f"pooled_query must be a floating point tensor, got {x.dtype}")
+        raise TypeError(f"pooled_query must be a floating point tensor, got {dtype_name(x.dtype)}")
     if x.shape != shape:
         raise ValueError(
             f"pooled_query must be [sequences, C] = {list(shape)}, got shape {check.shape_text(x)}"
         )
-    return x.to(torch.float64 if k.dtype == torch.float64 else torch.float32).contiguous()
+    return x.to(statistics_dtype(k)).contiguous()

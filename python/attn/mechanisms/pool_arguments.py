@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ..capability import dtype_name, require_backend
+from ..capability import require_backend
 from . import arguments as check
 
 TIES = ("first", "even")
@@ -27,23 +25,13 @@ def tokens(op: str, name: str, x: Any, layout: str = "[B, L, C]", dims: int = 3)
 def tokens_like(name: str, x: Any, like: Tensor, like_name: str) -> Tensor:
     """A further tensor with the shape, dtype and device of ``like``."""
     (x,) = check.autocast(check.is_tensor(name, x))
-    same_device(name, x, like, like_name)
-    if x.dtype != like.dtype:
-        raise ValueError(
-            f"{name} must have the dtype of {like_name}, {dtype_name(like.dtype)}, got {dtype_name(x.dtype)}"
-        )
+    check.same_place(name, x, like, like_name)
+    check.same_dtype(name, x, like, like_name)
     if x.shape != like.shape:
         raise ValueError(
             f"{name} must have the shape of {like_name}, {check.shape_text(like)}, got {check.shape_text(x)}"
         )
     return check.last_contiguous(x)
-
-
-def same_device(name: str, x: Tensor, like: Tensor, like_name: str) -> None:
-    if x.device != like.device:
-        raise ValueError(
-            f"{name} is on {x.device} but {like_name} is on {like.device}; put all tensors on one device"
-        )
 
 
 def mask(
@@ -52,10 +40,7 @@ def mask(
     """A bool tensor of that shape, or None."""
     if x is None:
         return None
-    x = check.is_tensor(name, x)
-    same_device(name, x, like, like_name)
-    if x.dtype != torch.bool:
-        raise TypeError(f"{name} must be bool (True = keep), got {dtype_name(x.dtype)}; convert with .bool()")
+    x = check.keep_mask(name, x, like, like_name)
     if x.shape != shape:
         raise ValueError(f"{name} must be {layout} = {list(shape)}, got shape {check.shape_text(x)}")
     return x
@@ -65,10 +50,7 @@ def token_ids(x: Any, like: Tensor, like_name: str) -> Tensor | None:
     """Segment ids ``[B, L]``, or None; their values are checked by the op."""
     if x is None:
         return None
-    x = check.is_tensor("segment_ids", x)
-    same_device("segment_ids", x, like, like_name)
-    if x.dtype != torch.int32:
-        raise TypeError(f"segment_ids must be int32, got {dtype_name(x.dtype)}; convert with .int()")
+    x = check.int32("segment_ids", x, like, like_name)
     shape = like.shape[:2]
     if x.shape != shape:
         raise ValueError(f"segment_ids must be [B, L] = {list(shape)}, got shape {check.shape_text(x)}")
@@ -81,26 +63,9 @@ def packed(x: Any, like: Tensor, like_name: str, batch: int, length: int) -> Ten
     """cu_seqlens ``[S + 1]`` of sequences packed along ``length`` tokens, or None."""
     if x is None:
         return None
-    x = check.is_tensor("cu_seqlens", x)
-    same_device("cu_seqlens", x, like, like_name)
-    if x.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be int32, got {dtype_name(x.dtype)}; convert with .int()")
-    if x.dim() != 1 or x.shape[0] == 0:
-        raise ValueError(f"cu_seqlens must be [S + 1], got shape {check.shape_text(x)}")
-    if batch != 1:
-        raise ValueError(
-            f"cu_seqlens needs a batch size of 1 (sequences are packed along tokens), got {batch}"
-        )
-    if check.values_are_known(x):
-        values = x.tolist()
-        if values[0] != 0:
-            raise ValueError(f"cu_seqlens must start at 0, got {values[0]}")
-        if values != sorted(values):
-            i, j = next((i, j) for i, j in pairwise(values) if j < i)
-            raise ValueError(f"cu_seqlens must not decrease, got {i} before {j}")
-        if values[-1] > length:
-            raise ValueError(f"cu_seqlens must not exceed the number of tokens, {length}, got {values[-1]}")
-    return x.contiguous()
+    x = check.bounds("cu_seqlens", x, like, like_name, length)
+    check.one_batch("cu_seqlens", batch)
+    return x
 
 
 def odd_window(x: Any) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .._autograd import Function, call
-from ..capability import dtype_name, require_backend
+from ..capability import require_backend, statistics_dtype
 from . import arguments as check
 from . import scan_arguments as scan
 from .states import merge_states
@@ -65,10 +65,6 @@ def prefix_softmax_pool(
     Reference: the non-approximate variant of Xue et al. 2025 (arXiv 2510.11602).
     """
     score, v = _score_and_values(score, v)
-    if cu_seqlens is not None and v.shape[0] != 1:
-        raise ValueError(
-            f"cu_seqlens needs a batch size of 1 (sequences are packed along tokens), got {v.shape[0]}"
-        )
     out, lse = call(_PrefixPool, score, v, scan.packed(cu_seqlens, v, v))
     return (out, lse) if check.flag("return_lse", return_lse) else out
 
@@ -93,11 +89,13 @@ def prefix_softmax_pool_step(
             "score and v must hold one token with the same heads, "
             f"got shapes {check.shape_text(score)} and {check.shape_text(v)}"
         )
-    own = (v.to(scan.statistics(v)), score.to(scan.statistics(v)))
+    own = (v.to(statistics_dtype(v)), score.to(statistics_dtype(v)))
     if state is None:
         return v, own
     if not isinstance(state, (tuple, list)) or len(state) != 2:
-        raise TypeError("state must be a pair (out, lse) or None")
+        raise TypeError(
+            f"state must be a pair (out, lse) of a step before, or None, got {type(state).__name__}"
+        )
     before = (
         scan.state_tensor("state[0]", state[0], tuple(v.shape), "[B, H, 1, Dv]", v),
         scan.state_tensor("state[1]", state[1], tuple(score.shape), "[B, H, 1]", v),
@@ -115,14 +113,9 @@ def _score_and_values(score: Any, v: Any) -> tuple[Tensor, Tensor]:
             f"score must be [B, H, T] with the batch size and tokens of v {check.shape_text(v)}, "
             f"got shape {check.shape_text(score)}"
         )
-    check.same_place("score", score, v)
+    check.same_place("score", score, v, "v")
     score, v = check.autocast(score, v)
-    if score.dtype != v.dtype:
-        raise ValueError(
-            f"score must have the dtype of v, {dtype_name(v.dtype)}, got {dtype_name(score.dtype)}"
-        )
-    heads, v_heads = score.shape[1], v.shape[1]
-    if heads % v_heads != 0 if v_heads != 0 else heads != 0:
-        raise ValueError(f"score must have a multiple of the heads of v, got {heads} and {v_heads}")
+    check.same_dtype("score", score, v, "v")
+    check.whole_groups("score", score.shape[1], "v", v.shape[1])
     require_backend("prefix_softmax_pool", v)
     return score, check.last_contiguous(v)

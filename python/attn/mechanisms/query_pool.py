@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function, call
-from ..capability import dtype_name, require_backend
+from .._autograd import Function, call, only
+from ..capability import require_backend
 from . import arguments as check
 from . import pool_arguments as pool
 
@@ -46,7 +46,7 @@ class _QueryPool(Function):
         gradients = torch.ops.attn.query_pool_backward(
             check.last_contiguous(dout), q, k, v, out, lse, wanted, ctx.scale, cu_seqlens, key_mask, *ctx.kind
         )
-        return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), None, None, None, None
+        return *only(wanted, gradients), None, None, None, None
 
 
 def query_pool(
@@ -72,9 +72,10 @@ def query_pool(
 
     Args:
         q: ``[B, H, M, D]``, or ``[1, H, M, D]`` shared by all sequences. float32, bfloat16, float16 or
-        float64. k: ``[B, Hkv, L, D]``, packed ``[1, Hkv, N, D]``; H is a multiple of Hkv.
-        v: ``[B, Hkv, L, Dv]``, packed ``[1, Hkv, N, Dv]``.
-            With one head: k and v ``[B, L, C]``, packed ``[N, C]``, and q ``[M, C]`` or ``[B, M, C]``.
+            float64.
+        k: ``[B, Hkv, L, D]``, packed ``[1, Hkv, N, D]``; H is a multiple of Hkv.
+        v: ``[B, Hkv, L, Dv]``, packed ``[1, Hkv, N, Dv]``. With one head: k and v ``[B, L, C]``, packed ``[N,
+            C]``, and q ``[M, C]`` or ``[B, M, C]``.
         scale: default ``D ** -0.5``. (The released GMT uses the full width of all heads instead of D.)
         cu_seqlens: int32 ``[S + 1]``: bounds of S sequences packed along the keys. q then has S or 1 sets.
         key_mask: bool ``[B, L]`` (packed ``[1, N]`` or ``[N]``), True = keep. Masked keys are never read.
@@ -105,11 +106,8 @@ def query_pool(
     q, k, v = (check.last_contiguous(x) for x in check.autocast(q, k, v))
     require_backend("query_pool", q)
     for name, x in (("k", k), ("v", v)):
-        pool.same_device(name, x, q, "q")
-        if x.dtype != q.dtype:
-            raise ValueError(
-                f"{name} must have the dtype of q, {dtype_name(q.dtype)}, got {dtype_name(x.dtype)}"
-            )
+        check.same_place(name, x, q)
+        check.same_dtype(name, x, q)
     if v.dim() != 4 or v.shape[:3] != k.shape[:3]:
         raise ValueError(
             f"v must be [B, Hkv, L, Dv] with the batch size, heads and tokens of k {check.shape_text(k)}, "
@@ -120,9 +118,7 @@ def query_pool(
             "q and k must have the same head dimension of at least 1, got shapes "
             f"{check.shape_text(q)} and {check.shape_text(k)}"
         )
-    heads, kv_heads = q.shape[1], k.shape[1]
-    if heads % kv_heads != 0 if kv_heads != 0 else heads != 0:
-        raise ValueError(f"q must have a multiple of the heads of k, got {heads} and {kv_heads}")
+    check.whole_groups("q", q.shape[1], "k", k.shape[1])
     batch, length = k.shape[0], k.shape[2]
     cu_seqlens = pool.packed(cu_seqlens, k, "k", batch, length)
     sequences = batch if cu_seqlens is None else cu_seqlens.shape[0] - 1

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function, call
+from .._autograd import Function, call, only
 from . import arguments as check
-from .functions import Optionals, incoming, only
+from .functions import Optionals, incoming
 
 
 class _S2(Function):

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .._autograd import Function, call
-from ..capability import dtype_name, require_backend
+from ..capability import dtype_name, require_backend, statistics_dtype
+from . import arguments as check
 
 # The op takes [N, B, H, T, D] and anything with fewer dimensions between N and D.
 _OP_DIMS = 5
@@ -32,12 +33,8 @@ class _MergeStates(Function):
         outs, lses, lse = ctx.saved_tensors
         if dout is None and dlse is None:
             return None, None
-        dout = outs.new_zeros(outs.shape[1:]) if dout is None else _last_contiguous(dout)
+        dout = outs.new_zeros(outs.shape[1:]) if dout is None else check.last_contiguous(dout)
         return torch.ops.attn.merge_states_backward(dout, dlse, outs, lses, lse)
-
-
-def _last_contiguous(x: Tensor) -> Tensor:
-    return x if x.shape[-1] <= 1 or x.stride(-1) == 1 else x.contiguous()
 
 
 def merge_states(outs: Tensor | Sequence[Tensor], lses: Tensor | Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -75,15 +72,13 @@ def merge_states(outs: Tensor | Sequence[Tensor], lses: Tensor | Sequence[Tensor
             f"got {list(lses.shape)}"
         )
     require_backend("merge_states", outs)
-    statistics = torch.float64 if outs.dtype == torch.float64 else torch.float32
-    if lses.dtype != statistics:
+    if lses.dtype != statistics_dtype(outs):
         raise ValueError(
-            f"lses must be {dtype_name(statistics)} for {dtype_name(outs.dtype)} outs, "
+            f"lses must be {dtype_name(statistics_dtype(outs))} for {dtype_name(outs.dtype)} outs, "
             f"got {dtype_name(lses.dtype)}"
         )
-    if lses.device != outs.device:
-        raise ValueError(f"lses must be on the device of outs, {outs.device}, got {lses.device}")
-    outs = _last_contiguous(outs)
+    check.same_place("lses", lses, outs, "outs")
+    outs = check.last_contiguous(outs)
     if outs.dim() <= _OP_DIMS:
         return call(_MergeStates, outs, lses)
     shape = outs.shape[1:]

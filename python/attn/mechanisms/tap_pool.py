@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .._autograd import Function, call
-from ..capability import dtype_name
+from .._autograd import Function, call, only
 from . import arguments as check
 from . import pool_arguments as pool
 
@@ -35,7 +34,7 @@ class _TapPool(Function):
         gradients = torch.ops.attn.tap_pool_backward(
             check.last_contiguous(dout), x, weights, wanted, *ctx.image, ctx.dilations
         )
-        return *(g if w else None for g, w in zip(gradients, wanted, strict=True)), None, None
+        return *only(wanted, gradients), None, None
 
 
 def tap_pool(
@@ -77,11 +76,8 @@ def tap_pool(
     if not 1 <= len(distances) <= MAX_DILATIONS:
         raise ValueError(f"dilations must hold 1 to {MAX_DILATIONS} numbers, got {len(distances)}")
     (weights,) = check.autocast(check.is_tensor("weights", weights))
-    pool.same_device("weights", weights, x, "x")
-    if weights.dtype != x.dtype:
-        raise ValueError(
-            f"weights must have the dtype of x, {dtype_name(x.dtype)}, got {dtype_name(weights.dtype)}"
-        )
+    check.same_place("weights", weights, x, "x")
+    check.same_dtype("weights", weights, x, "x")
     shape = (*x.shape[:2], len(distances))
     if weights.shape != shape:
         raise ValueError(
