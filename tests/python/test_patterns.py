@@ -53,6 +53,12 @@ def _touched(mask, block_q, block_k):
     return blocks.float().mean().item() if blocks.numel() else 0.0
 
 
+def test_every_pattern_has_an_oracle():
+    drawn, about_layouts = {"bigbird"}, {"covers", "kv_efficient", "union_over_heads"}
+    without = {name for name in patterns.__all__ if not hasattr(oracle, name)}
+    assert without == drawn | about_layouts
+
+
 @st.composite
 def packed(draw):
     lengths = draw(st.lists(st.one_of(st.just(0), st.integers(0, 90)), max_size=5))

@@ -103,19 +103,14 @@ def rule_of_mask_function(
         return rule_of_mask(mask, q_length, kv_length)
 
     rule = MaskRule(kv_length)
-    segments = [p for p in parts if isinstance(p, Segments)]
     masks = [p.kept for p in parts if isinstance(p, Keys)]  # bool [B|1, kv_length]: keys any row may see
+    bands = [p for p in parts if isinstance(p, Band)]
     if isinstance(q_offset, Tensor):
         # One row at a position that only the device knows: where it ends is a mask of keys.
-        masks += [_one_row(band, row, key) for band in parts if isinstance(band, Band)]
+        masks += [_one_row(band, row, key) for band in bands]
     else:
-        bands = [p for p in parts if isinstance(p, Band)]
-        if _is_causal(bands):
-            rule.causal, rule.keys = True, behind
-        for band in bands:
-            rule.left = _smaller(rule.left, -1 if band.left is None else band.left)
-            if band.right != 0:
-                rule.right = _smaller(rule.right, -1 if band.right is None else band.right)
+        _set_window(rule, bands, behind)
+    segments = [p for p in parts if isinstance(p, Segments)]
     if segments:
         rule.q_ids, rule.k_ids = _numbered(segments, rule.keys)
     if attention_mask is not None:
@@ -125,11 +120,25 @@ def rule_of_mask_function(
         if torch.compiler.is_compiling() or not bool(padding[:, : rule.keys].all()):
             masks.append(padding)
     for mask in masks:
-        if rule.q_ids is None or rule.k_ids is None:
-            rule.q_ids = torch.zeros(1, q_length, dtype=torch.int32, device=device)
-            rule.k_ids = torch.zeros(1, rule.keys, dtype=torch.int32, device=device)
-        rule.k_ids = torch.where(mask[:, : rule.keys], rule.k_ids, -1)
+        _hide_keys(rule, mask, q_length, device)
     return rule
+
+
+def _set_window(rule: MaskRule, bands: list[Band], behind: int) -> None:
+    """behind: the key after the last row's position."""
+    if _is_causal(bands):
+        rule.causal, rule.keys = True, behind
+    for band in bands:
+        rule.left = _smaller(rule.left, -1 if band.left is None else band.left)
+        if band.right != 0:
+            rule.right = _smaller(rule.right, -1 if band.right is None else band.right)
+
+
+def _hide_keys(rule: MaskRule, kept: Tensor, q_length: int, device: torch.device | str) -> None:
+    if rule.q_ids is None or rule.k_ids is None:
+        rule.q_ids = torch.zeros(1, q_length, dtype=torch.int32, device=device)
+        rule.k_ids = torch.zeros(1, rule.keys, dtype=torch.int32, device=device)
+    rule.k_ids = torch.where(kept[:, : rule.keys], rule.k_ids, -1)
 
 
 def _is_causal(bands: list[Band]) -> bool:

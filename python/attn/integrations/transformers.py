@@ -98,14 +98,13 @@ def register(
     ):
         if given is not None and not isinstance(given, kind):
             raise TypeError(f"{name} must be {kind.__name__}, got {type(given).__name__}")
-    forwards: dict[str, Callable[..., Any]] = {
-        "attn": _forward,
-        "attn_hip": partial(_sparse_forward, name="attn_hip", options=hip or HipOptions()),
-        "attn_s2": partial(_sparse_forward, name="attn_s2", options=s2 or S2Options()),
-        "attn_window": partial(_sparse_forward, name="attn_window", options=window or WindowOptions()),
-    }
-    for name, forward in forwards.items():
-        AttentionInterface.register(name, forward)
+    for name, options in {
+        "attn": None,
+        "attn_hip": hip or HipOptions(),
+        "attn_s2": s2 or S2Options(),
+        "attn_window": window or WindowOptions(),
+    }.items():
+        AttentionInterface.register(name, partial(_forward, name=name, options=options))
         # Without a mask function a model would pass no mask at all, and padding would be attended to.
         AttentionMaskInterface.register(name, rule_of_mask_function)
 
@@ -125,65 +124,47 @@ def _forward(
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
     seq_idx: Tensor | None = None,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """q ``[B, H, Tq, D]``, k and v ``[B, Hkv, Tk, D]`` -> (``[B, Tq, H, Dv]`` contiguous, None)."""
-    _refuse("attn", dropout=dropout, **others)
-    rule = _rule(module, query, key, attention_mask, sliding_window, is_causal)
-    packed = _packed("attn", query, rule, cu_seq_lens_q, cu_seq_lens_k)
-    rule = _with_seq_idx(rule, seq_idx, bool(packed))
-    return _exact(query, key, value, rule, packed, scaling, softcap, s_aux), None
-
-
-def _sparse_forward(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Any,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    is_causal: bool | None = None,
-    s_aux: Tensor | None = None,
-    cu_seq_lens_q: Tensor | None = None,
-    cu_seq_lens_k: Tensor | None = None,
-    seq_idx: Tensor | None = None,
     *,
     name: str,
-    options: HipOptions | S2Options | WindowOptions,
+    options: HipOptions | S2Options | WindowOptions | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
+    """q ``[B, H, Tq, D]``, k and v ``[B, Hkv, Tk, D]`` -> (``[B, Tq, H, Dv]`` contiguous, None). Without
+    options, exact.
+    """
     _refuse(name, dropout=dropout, **others)
     rule = _rule(module, query, key, attention_mask, sliding_window, is_causal)
     packed = _packed(name, query, rule, cu_seq_lens_q, cu_seq_lens_k)
-    if rule.left >= 0 or rule.right >= 0 or getattr(module, "layer_idx", None) in options.dense_layers:
+    windowed = rule.left >= 0 or rule.right >= 0
+    if options is None or windowed or getattr(module, "layer_idx", None) in options.dense_layers:
         rule = _with_seq_idx(rule, seq_idx, bool(packed))
         return _exact(query, key, value, rule, packed, scaling, softcap, s_aux), None
     if packed and rule.q_ids is None:
         rule = _segments_of_bounds(rule, query, packed)
     rule = _with_seq_idx(rule, seq_idx, bool(packed))
-    shared: dict[str, Any] = {"scale": scaling, **options.arguments()}
-    attend: Callable[..., Any]
-    if isinstance(options, WindowOptions):
-        left = shared.pop("window") - 1
-        flags: dict[str, Any] = {
-            "causal": rule.causal,
-            "window": (left, 0 if rule.causal else left),
-            "softcap": softcap,
-        }
-        attend = partial(attention, **shared, **flags)
-    else:
-        if softcap is not None:
-            raise ValueError(
-                f"softcap is not supported by {name}, got {softcap}; use attn or attn_window for this model"
-            )
-        function = hip_attention if isinstance(options, HipOptions) else s2_attention
-        attend = partial(function, causal=rule.causal, **shared)
+    attend = _sparse(options, rule.causal, scaling, softcap, name)
     sinks = None if s_aux is None else s_aux.float()
     out = over_sequences(attend, query, key, value, rule, sinks, name)
     return out.transpose(1, 2).contiguous(), None
+
+
+def _sparse(
+    options: HipOptions | S2Options | WindowOptions,
+    causal: bool,
+    scaling: float | None,
+    softcap: float | None,
+    name: str,
+) -> Callable[..., Any]:
+    """The function of one sequence's q, k, v that options stand for."""
+    arguments: dict[str, Any] = {"scale": scaling, "causal": causal, **options.arguments()}
+    if isinstance(options, WindowOptions):
+        left = arguments.pop("window") - 1
+        return partial(attention, **arguments, window=(left, 0 if causal else left), softcap=softcap)
+    if softcap is not None:
+        raise ValueError(
+            f"softcap is not supported by {name}, got {softcap}; use attn or attn_window for this model"
+        )
+    return partial(hip_attention if isinstance(options, HipOptions) else s2_attention, **arguments)
 
 
 def _exact(

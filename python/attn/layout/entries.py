@@ -83,6 +83,28 @@ def no_tiles(grid: Grid, device: torch.device) -> Tensor:
     return torch.zeros(0, grid.block_q, bits.words(grid.block_k), dtype=torch.int32, device=device)
 
 
+class Gathered:
+    """Kept blocks of a one-head grid that come a stretch of query blocks at a time."""
+
+    def __init__(self, grid: Grid) -> None:
+        nothing = torch.zeros(0, dtype=torch.int64)
+        self.grid = grid
+        self.keys, self.slots, self.pools = [nothing], [nothing], [no_tiles(grid, nothing.device)]
+        self.used = 0
+
+    def add(self, row: Tensor, col: Tensor, cut: Tensor, pool: Tensor, slot: Tensor) -> None:
+        """Blocks (row, col); of those that are ``cut``, tile ``pool[slot]``, the others wholly kept."""
+        slot_of = torch.full_like(row, WHOLE)
+        slot_of[cut] = slot + self.used
+        self.keys.append(row * self.grid.cols + col)
+        self.slots.append(slot_of)
+        self.pools.append(pool)
+        self.used += pool.shape[0]
+
+    def entries(self) -> Entries:
+        return simplify(self.grid, torch.cat(self.keys), torch.cat(self.slots), torch.cat(self.pools))
+
+
 def from_list(grid: Grid, count: Tensor, index: Tensor, slot: Tensor | None) -> tuple[Tensor, Tensor]:
     """One (count, index[, slot]) list of a layout -> (key, slot), in list order."""
     width = index.shape[-1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..layout import BlockLayout, bits, entries
-from ..layout.entries import WHOLE, Grid
+from ..layout.entries import Grid
 
 CHUNK_CELLS = 1 << 22  # block grid cells classified in one step
 CHUNK_WORDS = 1 << 22  # tile words computed in one step
@@ -33,28 +33,15 @@ def from_ranges(
     start, end = (
         torch.nn.functional.pad(x, (0, rows_pad)).unflatten(1, (grid.rows, block_q)) for x in (start, end)
     )
-    keys, slots, pools, used = [], [], [], 0
+    kept = entries.Gathered(grid)
     step = max(1, CHUNK_CELLS // max(1, grid.cols))
     for first in range(0, grid.rows, step):
         lo, hi = start[:, first : first + step], end[:, first : first + step]
         touched, whole = _classify(lo, hi, grid, first)
         row, col = touched.nonzero(as_tuple=True)
         cut = ~whole[row, col]
-        pool, slot = _tiles(lo, hi, row[cut], col[cut], grid)
-        slot_of = torch.full_like(row, WHOLE)
-        slot_of[cut] = slot + used
-        keys.append((row + first) * grid.cols + col)
-        slots.append(slot_of)
-        pools.append(pool)
-        used += pool.shape[0]
-    nothing = torch.zeros(0, dtype=torch.int64)
-    kept = entries.simplify(
-        grid,
-        torch.cat([nothing, *keys]),
-        torch.cat([nothing, *slots]),
-        torch.cat([entries.no_tiles(grid, nothing.device), *pools]),
-    )
-    layout = BlockLayout._from_entries(grid, kept)
+        kept.add(row + first, col, cut, *_tiles(lo, hi, row[cut], col[cut], grid))
+    layout = BlockLayout._from_entries(grid, kept.entries())
     return layout if device is None else layout.to(device)
 
 

@@ -164,7 +164,7 @@ def _head(grid: Grid, rule: _Rule) -> entries.Entries:
     col = torch.arange(grid.cols)
     first_j = col * grid.block_k // rule.block_size
     end_j = -(-((col + 1) * grid.block_k).clamp(max=grid.kv_len) // rule.block_size)
-    keys, slots, pools, used = [], [], [], 0
+    kept = entries.Gathered(grid)
     step = max(1, CHUNK_CELLS // max(1, grid.cols))
     for first in range(0, grid.rows, step):
         row = torch.arange(first, min(first + step, grid.rows))
@@ -182,20 +182,9 @@ def _head(grid: Grid, rule: _Rule) -> entries.Entries:
             inside = torch.where(col * grid.block_k <= last_p[:, None], inside, 0)
         r, c = (inside > 0).nonzero(as_tuple=True)
         cut = ~whole[r, c]
-        pool, slot = _tiles(grid, rule, r[cut] + first, c[cut])
-        slot_of = torch.full_like(r, WHOLE)
-        slot_of[cut] = slot + used
-        keys.append((r + first) * grid.cols + c)
-        slots.append(slot_of)
-        pools.append(pool)
-        used += pool.shape[0]
-    nothing = torch.zeros(0, dtype=torch.int64)
-    return entries.simplify(
-        grid,
-        torch.cat([nothing, *keys]),
-        torch.cat([nothing, *slots]),
-        torch.cat([entries.no_tiles(grid, nothing.device), *pools]),
-    )
+        r += first
+        kept.add(r, c, cut, *_tiles(grid, rule, r[cut], c[cut]))
+    return kept.entries()
 
 
 def _alike(grid: Grid, rule: _Rule, row: Tensor, col: Tensor) -> Tensor:
