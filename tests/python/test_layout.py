@@ -227,7 +227,7 @@ TILES = {"partial_slot": torch.zeros(1, 1, 2, 2).int(), "partial_bits": torch.ze
         (
             {**FULL, "full_index": torch.tensor([[[[1], [2]]]])},
             TypeError,
-            "full_index must be int32, got torch.int64",
+            "full_index must be int32, got int64",
         ),
         (
             {"partial_bits": TILES["partial_bits"]},
@@ -261,9 +261,7 @@ def test_type_errors():
     options = {"block_q": 16, "block_k": 16, "q_len": 32, "kv_len": 64}
     with pytest.raises(TypeError, match="kv_count must be a torch.Tensor, got list"):
         BlockLayout([[[0, 0]]], torch.zeros(1, 1, 2, 1).int(), **options)
-    with pytest.raises(
-        TypeError, match=r"kv_index must be int32, got torch.int64; convert it with \.int\(\)"
-    ):
+    with pytest.raises(TypeError, match=r"kv_index must be int32, got int64; convert with \.int\(\)"):
         BlockLayout(torch.zeros(1, 1, 2).int(), torch.zeros(1, 1, 2, 1).long(), **options)
 
 

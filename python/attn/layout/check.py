@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from ..capability import dtype_name
 from . import bits
 
 if TYPE_CHECKING:
@@ -32,12 +33,18 @@ def _int32(name: str, tensor: object, like: Tensor | None = None) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, got {tensor.dtype}; convert it with .int()")
+        raise TypeError(f"{name} must be int32, got {dtype_name(tensor.dtype)}; convert with .int()")
     if like is not None and tensor.device != like.device:
         raise ValueError(
             f"{name} is on {tensor.device} but kv_count is on {like.device}; put all tensors on one device"
         )
     return tensor
+
+
+def _together(layout: BlockLayout, one: str, other: str) -> None:
+    given = [name for name in (one, other) if getattr(layout, name) is not None]
+    if len(given) == 1:
+        raise ValueError(f"{one} and {other} must be given together, got {given[0]} alone")
 
 
 def check_shapes(layout: BlockLayout) -> None:
@@ -52,8 +59,7 @@ def check_shapes(layout: BlockLayout) -> None:
             f"{rows} entries in its last dimension, got shape {list(count.shape)}"
         )
     _check_list_shape("kv", count, layout.kv_index, count, cols)
-    if (layout.full_count is None) != (layout.full_index is None):
-        raise ValueError("full_count and full_index must be given together")
+    _together(layout, "full_count", "full_index")
     if layout.full_count is not None:
         full = _int32("full_count", layout.full_count, count)
         if full.shape != count.shape:
@@ -61,8 +67,7 @@ def check_shapes(layout: BlockLayout) -> None:
                 f"full_count must have kv_count's shape {list(count.shape)}, got {list(full.shape)}"
             )
         _check_list_shape("full", full, layout.full_index, count, cols)
-    if (layout.partial_slot is None) != (layout.partial_bits is None):
-        raise ValueError("partial_slot and partial_bits must be given together")
+    _together(layout, "partial_slot", "partial_bits")
     if layout.partial_slot is not None:
         slot = _int32("partial_slot", layout.partial_slot, count)
         if slot.shape != layout.kv_index.shape:

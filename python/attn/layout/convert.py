@@ -169,8 +169,12 @@ def from_bsr(
         )
     length = indptr.diff(dim=1)
     if bool((indptr[:, 0] != 0).any() or (length < 0).any() or (indptr[:, -1] > indices.shape[1]).any()):
+        bad = (indptr[:, 0] != 0) | (length < 0).any(1) | (indptr[:, -1] > indices.shape[1])
+        given = indptr[int(bad.nonzero()[0])].tolist()
+        shown = given if len(given) <= 16 else [*given[:16], "..."]
         raise ValueError(
-            f"indptr must start at 0, never fall, and end within the {indices.shape[1]} entries of indices"
+            f"indptr must start at 0, never fall, and end within the {indices.shape[1]} entries of indices, "
+            f"got {shown}"
         )
     used = torch.arange(indices.shape[1], device=indices.device) < indptr[:, -1:]
     col = indices[used]

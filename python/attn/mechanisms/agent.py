@@ -162,11 +162,14 @@ def pool_agents(q: Tensor, size: Sequence[int], grid: Sequence[int], *, skip: in
         q: ``[B, H, n, D]`` with ``n = skip + prod(size)``, tokens in row-major order.
         size: extent of the tokens: ``(n,)`` for text, ``(height, width)``, ``(frames, height, width)``, ...
         grid: number of agents along each of these dimensions, at most the extent; r is their product.
-        skip: leading tokens that take no part (class tokens).
+        skip: leading tokens that take no part (class tokens); default 0.
 
     Returns:
-        ``[B, H, r, D]``. Cells are those of adaptive average pooling: cell i of g over e tokens runs from
-        ``floor(i e / g)`` to ``ceil((i + 1) e / g)``.
+        ``[B, H, r, D]`` in the dtype of q. Cells are those of adaptive average pooling: cell i of g over e
+        tokens runs from ``floor(i e / g)`` to ``ceil((i + 1) e / g)``.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or value, or that doesn't fit the others.
     """
     q = check.is_tensor("q", q)
     if q.dim() != 4:

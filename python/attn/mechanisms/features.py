@@ -126,6 +126,12 @@ def draw_omega(
 
     Returns:
         ``[features, dim]``.
+
+    Raises:
+        TypeError, ValueError: features or dim is no int, or below 1.
+
+    References: Choromanski et al. 2021 (arXiv 2009.14794); orthogonal rows: Yu et al. 2016 (arXiv
+    1610.09072).
     """
     features, dim = check.integer("features", features, 1), check.integer("dim", dim, 1)
     device = None if generator is None else generator.device

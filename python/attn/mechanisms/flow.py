@@ -229,5 +229,9 @@ def _one_mask(query_mask: Tensor | None, key_mask: Tensor | None) -> Tensor | No
         return key_mask if query_mask is None else query_mask
     known = check.values_are_known(query_mask) and check.values_are_known(key_mask)
     if known and query_mask is not key_mask and not torch.equal(query_mask, key_mask):
-        raise ValueError("query_mask and key_mask must agree where causal: a token is absent or present")
+        at = (query_mask != key_mask).nonzero()[0].tolist()
+        raise ValueError(
+            "query_mask and key_mask must agree where causal (a token is absent or present), but differ at "
+            f"{at}; one of them is enough"
+        )
     return query_mask

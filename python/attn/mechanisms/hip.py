@@ -222,10 +222,25 @@ def _selection(selection: Any, q: Tensor, k: Tensor, block_size_q: int) -> tuple
 
 def _check_values(index: Tensor, count: Tensor, keys: int) -> None:
     width = index.shape[3]
-    if bool(((count < 0) | (count > width)).any()):
-        raise ValueError(f"selection.count must be in [0, {width}], the width of selection.index")
+    wrong = (count < 0) | (count > width)
+    if bool(wrong.any()):
+        at = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"selection.count must be in [0, {width}], the width of selection.index, "
+            f"got {int(count[tuple(at)])} at {at}"
+        )
     used = torch.arange(width) < count.unsqueeze(-1)
-    if bool((used & ((index < 0) | (index >= keys))).any()):
-        raise ValueError(f"selection.index must hold keys in [0, {keys}) in its first count entries")
-    if bool((used[..., 1:] & (index[..., 1:] < index[..., :-1])).any()):
-        raise ValueError("selection.index must be ascending in its first count entries; sort each row")
+    wrong = used & ((index < 0) | (index >= keys))
+    if bool(wrong.any()):
+        at = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"selection.index must hold keys in [0, {keys}) in its first count entries, "
+            f"got {int(index[tuple(at)])} at {at}"
+        )
+    wrong = used[..., 1:] & (index[..., 1:] < index[..., :-1])
+    if bool(wrong.any()):
+        *row, n = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            "selection.index must be ascending in its first count entries, "
+            f"got {index[tuple(row)][n : n + 2].tolist()} in row {row}; sort each row"
+        )

@@ -152,11 +152,16 @@ def linear_attention_step(
 
     Args:
         q, k, v: ``[B, H, n, D]``, ``[B, Hkv, n, D]`` and ``[B, Hkv, n, Dv]`` of the n new tokens, usually 1.
-        state: what the call before returned, or None at the start.
-        feature_map, normalize, eps: as in :func:`attn.linear_attention`.
+        state: what the call before returned, or None (default) at the start. It is not modified.
+        feature_map, normalize, eps: as in :func:`attn.linear_attention`, with its defaults.
 
     Returns:
-        ``(out, state)``: out ``[B, H, n, Dv]``, state ``(S, z)`` of a size that does not grow.
+        ``(out, state)``: out ``[B, H, n, Dv]``, state ``(S, z)`` of a size that does not grow: ``[B, Hkv, F,
+        Dv]`` and ``[B, Hkv, F]``. Differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
+        BackendError: no backend serves the device or dtype.
     """
     return linear_attention(  # type: ignore[return-value]
         q,

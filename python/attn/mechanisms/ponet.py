@@ -162,7 +162,7 @@ def ponet_mix(
     )
     if segment_length is not None:
         if segment_ids is not None:
-            raise ValueError("segment_ids and segment_length exclude each other")
+            raise ValueError("segment_ids and segment_length exclude each other: give one of them")
         check.integer("segment_length", segment_length, 1)
     check.one_of("tie", tie, pool.TIES)
     if pooled_query is None:

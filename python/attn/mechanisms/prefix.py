@@ -75,13 +75,18 @@ def prefix_softmax_pool_step(
     """The next token of :func:`attn.prefix_softmax_pool`. Differentiable.
 
     Args:
-        score: ``[B, H, 1]``.
-        v: ``[B, H, 1, Dv]``.
-        state: what the step before returned, None at the start, or the last rows ``(out[:, :, -1:].float(),
-            lse[:, :, -1:])`` of :func:`attn.prefix_softmax_pool`.
+        score: ``[B, H, 1]``, in the dtype of v.
+        v: ``[B, H, 1, Dv]``, of as many heads as score.
+        state: what the step before returned, None (default) at the start, or the last rows ``(out[:, :,
+            -1:].float(), lse[:, :, -1:])`` of :func:`attn.prefix_softmax_pool`. It is not modified.
 
     Returns:
-        ``(out, state)``: out ``[B, H, 1, Dv]`` in the dtype of v, and the state ``(out, lse)`` in float32.
+        ``(out, state)``: out ``[B, H, 1, Dv]`` in the dtype of v, and the state ``(out, lse)``, ``[B, H, 1,
+        Dv]`` and ``[B, H, 1]``, in float32 (float64 for float64 inputs).
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type, dtype, shape or value.
+        BackendError: no backend serves the device or dtype.
     """
     score, v = _score_and_values(score, v)
     if v.shape[2] != 1 or score.shape[1] != v.shape[1]:

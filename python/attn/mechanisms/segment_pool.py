@@ -113,7 +113,7 @@ def segment_pool(
     """
     x = check.is_tensor("x", x)
     if segment_ids is not None and cu_seqlens is not None:
-        raise ValueError("segment_ids and cu_seqlens exclude each other")
+        raise ValueError("segment_ids and cu_seqlens exclude each other: give one of them")
     if cu_seqlens is not None and x.dim() == 3 and x.shape[0] == 1:
         x = x.squeeze(0)  # whose gradient is a view; that of x[0] is a copy
         mask = mask[0] if isinstance(mask, Tensor) and mask.dim() == 2 else mask
@@ -128,7 +128,7 @@ def segment_pool(
     check.one_of("tie", tie, pool.TIES)
     if segment_ids is None:
         if num_segments is not None:
-            raise ValueError("num_segments needs segment_ids")
+            raise ValueError(f"num_segments needs segment_ids, got {num_segments} without")
         num_segments = 1
     elif num_segments is None:
         num_segments = _count(segment_ids, kept)

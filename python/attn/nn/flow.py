@@ -100,7 +100,10 @@ class FlowAttention(Projections):
     def step(self, token: Tensor, state: FlowState | None = None) -> tuple[Tensor, FlowState]:
         """The next token ``[B, 1, d_input]`` of the causal layer: ``([B, 1, d_output], state)``."""
         if not self.causal or self.options["eps_outside"]:
-            raise ValueError("step needs causal=True and eps_outside=False")
+            raise ValueError(
+                f"step needs causal=True and eps_outside=False, this layer has causal={self.causal} and "
+                f"eps_outside={self.options['eps_outside']}"
+            )
         numbers = {name: self.options[name] for name in ("eps", "clamp")}
         out, state = flow_attention_step(*self.heads(token, token, token), state, **numbers)
         return self.merge(out), state

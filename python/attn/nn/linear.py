@@ -11,6 +11,8 @@ from ..mechanisms.features import draw_omega, random_feature_attention
 from ..mechanisms.linear import State, linear_attention
 from .projections import Projections
 
+WITH_OMEGA = ("performer", "fast_transformers", "rff")
+
 
 class LinearAttention(Projections):
     """Multi-head :func:`attn.linear_attention` with the parameters of fast-transformers' ``AttentionLayer``:
@@ -62,9 +64,12 @@ class LinearAttention(Projections):
         )
         self.causal, self.feature_map = causal, feature_map
         self.options: dict[str, Any] = {"normalize": normalize, "eps": eps}
-        random = feature_map in ("performer", "fast_transformers", "rff")
+        random = feature_map in WITH_OMEGA
         if not random and features is not None:
-            raise ValueError(f"features is for random feature maps, feature_map is {feature_map!r}")
+            raise ValueError(
+                f"features is for random feature maps ({', '.join(WITH_OMEGA)}), got {features} for "
+                f"{feature_map!r}"
+            )
         dim = self.query_projection.out_features // n_heads
         omega = draw_omega(features or dim, dim, generator=generator) if random else None
         self.register_buffer("omega", omega if omega is None or device is None else omega.to(device))
@@ -72,7 +77,9 @@ class LinearAttention(Projections):
     def redraw(self, generator: torch.Generator | None = None) -> None:
         """Another omega."""
         if self.omega is None:
-            raise ValueError(f"feature_map {self.feature_map!r} has no random features to draw")
+            raise ValueError(
+                f"redraw needs a random feature map ({', '.join(WITH_OMEGA)}), got {self.feature_map!r}"
+            )
         self.omega.copy_(draw_omega(*self.omega.shape, generator=generator))
 
     def forward(
@@ -96,7 +103,7 @@ class LinearAttention(Projections):
     def step(self, token: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """The next tokens ``[B, n, d_input]`` of the causal layer: ``([B, n, d_output], state)``."""
         if not self.causal:
-            raise ValueError("step needs causal=True")
+            raise ValueError("step needs a layer with causal=True, this one has causal=False")
         heads = self.heads(token, token, token)
         out, state = self._mix(heads, causal=True, initial_state=state, return_state=True)
         return self.merge(out), state

@@ -1,7 +1,8 @@
 """Common sparse patterns as layouts, exact to the token and built without a token mask.
 
 Every pattern returns a :class:`attn.BlockLayout` and takes ``block_q=64, block_k=64, device=None``. Building
-happens on the CPU; the result is moved to ``device``.
+happens on the CPU; the result is moved to ``device``. Arguments of the wrong type or value raise TypeError or
+ValueError, which name them.
 """
 
 from .analysis import covers, kv_efficient, union_over_heads

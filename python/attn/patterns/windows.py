@@ -88,8 +88,12 @@ def sink_window(
     """Attention sinks with a window (A-shape): the window of :func:`sliding_window` and the first
     ``sink_tokens`` keys.
 
-    With ``causal``, a sink is visible from its own position on. Layout ``[1, 1, q_len, kv_len]``.
-    StreamingLLM, arXiv 2309.17453.
+    Args:
+        window: as in :func:`sliding_window`.
+        sink_tokens: keys at the start, >= 0.
+        causal: no key after ``p``: a sink is visible from its own position on.
+
+    Layout ``[1, 1, q_len, kv_len]``. StreamingLLM, arXiv 2309.17453.
     """
     check_sizes(block_q, block_k, q_len, kv_len)
     _check_count("sink_tokens", sink_tokens)
@@ -119,7 +123,12 @@ def global_window(
     device: torch.device | str | None = None,
 ) -> BlockLayout:
     """Window and global tokens: every row sees the window and the keys ``j < global_tokens``; rows at
-    positions ``p < global_tokens`` see every key. With ``causal`` all of it only up to ``p``.
+    positions ``p < global_tokens`` see every key.
+
+    Args:
+        window: as in :func:`sliding_window`.
+        global_tokens: tokens at the start, >= 0.
+        causal: all of it only up to ``p``.
 
     Layout ``[1, 1, q_len, kv_len]``. Longformer, arXiv 2004.05150 (leading global tokens).
     """
@@ -156,9 +165,14 @@ def bigbird(
     """BigBird: :func:`global_window` (not causal) and, for every query block, ``random_blocks`` further key
     blocks.
 
+    Args:
+        window, global_tokens: as in :func:`global_window`.
+        random_blocks: key blocks drawn for a query block, >= 0.
+        generator: of random numbers, on the CPU. None: torch's default one.
+
     The random blocks are drawn uniformly without replacement from the key blocks of which window and global
-    tokens leave something out for that query block (all of them, when there are fewer). The same
-    ``generator`` state (a CPU generator) gives the same layout.
+    tokens leave something out for that query block (all of them, when there are fewer). The same state of
+    ``generator`` gives the same layout.
 
     Layout ``[1, 1, q_len, kv_len]``. BigBird, arXiv 2007.14062.
     """
