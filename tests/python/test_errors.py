@@ -146,9 +146,9 @@ ATTENTION = {
     "layout length": (
         call(layout=layout(48)),
         ValueError,
-        "layout is for 48 queries and 32 keys, but q has 32",
+        "layout must be for the tokens of q and k, 32 and 32, got 48 and 32",
     ),
-    "layout keys": (call(layout=layout(32, 33)), ValueError, "layout is for 32 queries and 33 keys"),
+    "layout keys": (call(layout=layout(32, 33)), ValueError, "layout must be .* 32 and 32, got 32 and 33"),
     "layout batch": (
         call(layout=layout(batch=3)),
         ValueError,

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..capability import dtype_name, require_backend
-from ..layout import BlockLayout
 
 _INT32_MAX = 2**31 - 1
 
@@ -279,22 +278,3 @@ def _at_least_longest(name: str, given: Any, cu: Tensor) -> None:
 def values_are_known(x: Tensor) -> bool:
     """Whether values can be looked at without a synchronisation and without disturbing a tracer."""
     return x.device.type == "cpu" and type(x) is Tensor and not torch.compiler.is_compiling()
-
-
-def matching_layout(layout: Any, q: Tensor, k: Tensor) -> BlockLayout:
-    if not isinstance(layout, BlockLayout):
-        raise TypeError(
-            f"layout must be an attn.BlockLayout, got {type(layout).__name__}; "
-            "a boolean mask becomes one with attn.BlockLayout.from_token_mask"
-        )
-    if layout.q_len != q.shape[2] or layout.kv_len != k.shape[2]:
-        raise ValueError(
-            f"layout is for {layout.q_len} queries and {layout.kv_len} keys, "
-            f"but q has {q.shape[2]} tokens and k {k.shape[2]}"
-        )
-    if layout.batch != 1 and layout.batch != q.shape[0]:
-        raise ValueError(f"layout must have a batch size of 1 or that of q, {q.shape[0]}, got {layout.batch}")
-    if layout.heads != 1 and layout.heads != q.shape[1]:
-        raise ValueError(f"layout must have 1 head or the heads of q, {q.shape[1]}, got {layout.heads}")
-    same_place("layout", layout.kv_count, q)
-    return layout

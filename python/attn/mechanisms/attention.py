@@ -10,6 +10,7 @@ from torch import Tensor
 from .._autograd import call
 from ..layout import BlockLayout
 from . import arguments as check
+from . import layout_arguments as layouts
 from .functions import Attend, BlockSparse
 from .plain import plain_attention
 
@@ -131,27 +132,18 @@ def attention(
     packed = check.packed_sequences(cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, q, k)
     want_lse = check.flag("return_lse", return_lse)
     skip_gated = gate is not None and not want_lse and not (gate.requires_grad and torch.is_grad_enabled())
+    tensors = (q, k, v, weight, sink, gate, *segments)
     if layout is None:
-        out, lse = call(Attend, q, k, v, weight, sink, gate, *segments, *packed, rule, skip_gated)
+        out, lse = call(Attend, *tensors, *packed, rule, skip_gated)
     else:
         if packed[0] is not None:
             raise ValueError(
                 "layout cannot be combined with cu_seqlens_q; give segment_ids, or a layout that keeps "
                 "sequences apart (attn.patterns.document)"
             )
-        out, lse = call(
-            BlockSparse,
-            q,
-            k,
-            v,
-            weight,
-            sink,
-            gate,
-            *segments,
-            *_layout_arguments(layout, q, k),
-            rule,
-            skip_gated,
-        )
+        layout = layouts.matching(layout, q, k)
+        blocks = (layout.block_q, layout.block_k)
+        out, lse = call(BlockSparse, *tensors, *layouts.tensors(layout), *blocks, rule, skip_gated)
     return (out, lse) if want_lse else out
 
 
@@ -164,10 +156,3 @@ def _sink_logits(sink_logits: Any, q: Tensor) -> Tensor | None:
         )
     sink = check.float_rows("sink_logits", sink_logits, q, (q.shape[1],), "[H]")
     return None if sink is None else sink.contiguous()
-
-
-def _layout_arguments(layout: BlockLayout, q: Tensor, k: Tensor) -> tuple[Any, ...]:
-    layout = check.matching_layout(layout, q, k)
-    lists = (layout.kv_count, layout.kv_index, layout.full_count, layout.full_index)
-    tiles = (layout.partial_slot, layout.partial_bits)
-    return (*(x if x is None else x.contiguous() for x in lists + tiles), layout.block_q, layout.block_k)

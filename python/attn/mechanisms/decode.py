@@ -11,6 +11,7 @@ from .._autograd import no_forward_mode
 from ..capability import require_backend
 from ..layout import BlockLayout
 from . import arguments as check
+from . import layout_arguments as layouts
 
 
 def decode_attention(
@@ -162,20 +163,5 @@ def _check_values(seqlens: Tensor, block_table: Tensor | None, capacity: int, k_
 def _layout(layout: Any, q: Tensor, capacity: int) -> tuple[Any, ...]:
     if layout is None:
         return (None,) * 6 + (0, 0, -1)
-    if not isinstance(layout, BlockLayout):
-        raise TypeError(f"layout must be an attn.BlockLayout, got {type(layout).__name__}")
-    if layout.q_len != q.shape[2] or layout.kv_len > capacity:
-        raise ValueError(
-            f"layout must be for Tq = {q.shape[2]} queries and at most {capacity} keys, "
-            f"got {layout.q_len} and {layout.kv_len}"
-        )
-    if layout.batch not in (1, q.shape[0]) or layout.heads not in (1, q.shape[1]):
-        raise ValueError(
-            f"layout must have a batch size of 1 or {q.shape[0]} and 1 or {q.shape[1]} heads, "
-            f"got {layout.batch} and {layout.heads}"
-        )
-    check.same_place("layout", layout.kv_count, q)
-    lists = (layout.kv_count, layout.kv_index, layout.full_count, layout.full_index)
-    tiles = (layout.partial_slot, layout.partial_bits)
-    contiguous = (x if x is None else x.contiguous() for x in lists + tiles)
-    return (*contiguous, layout.block_q, layout.block_k, layout.kv_len)
+    layout = layouts.within(layout, q, capacity)
+    return (*layouts.tensors(layout), layout.block_q, layout.block_k, layout.kv_len)
