@@ -119,32 +119,28 @@ template <class In> class FlowForward {
     if (size * static_cast<int64_t>(sizeof(F)) > kCacheBytes) return;
     cache_ = std::make_unique<Workspace<F>>(owners * size);
   }
-  F* cached_source(int worker, int64_t i) const {
-    return cache_ ? cache_->get() + (worker * (p_.tq + p_.tk) + i) * ld_ : nullptr;
-  }
-  F* cached_sink(int worker, int64_t i) const { return cached_source(worker, p_.tk + i); }
+  F* cached_sources(int worker) const { return cache_ ? cache_->get() + worker * (p_.tq + p_.tk) * ld_ : nullptr; }
+  F* cached_sinks(int worker) const { return cache_ ? cached_sources(worker) + p_.tk * ld_ : nullptr; }
 
   // fn(tokens, first, n, rows) for blocks of sources (or sinks) of a segment. `fill`: the pass that loads them.
   template <class Fn> void for_sources(Scratch& w, int64_t g, int64_t segment, int worker, bool fill, Fn&& fn) const {
-    const Tokens t = rows_.keys(g);
-    in_segment(t.count, rows_.segment, segment, [&](int64_t begin, int64_t end) {
-      for (int64_t first = begin; first < end; first += kChunk) {
-        const int64_t n = min_count(kChunk, end - first);
-        F* kept = cached_source(worker, first);
-        F* block = kept ? kept : w.block;
-        if (fill || !kept) rows_.load_sources(t, g, first, n, block, ld_);
-        fn(t, first, n, block);
-      }
-    });
+    for_blocks(
+        w, rows_.keys(g), segment, cached_sources(worker), fill,
+        [&](const Tokens& t, int64_t first, int64_t n, F* to) { rows_.load_sources(t, g, first, n, to, ld_); }, fn);
   }
   template <class Fn> void for_sinks(Scratch& w, int64_t g, int64_t segment, int worker, bool fill, Fn&& fn) const {
-    const Tokens t = rows_.queries(g);
+    for_blocks(
+        w, rows_.queries(g), segment, cached_sinks(worker), fill,
+        [&](const Tokens& t, int64_t first, int64_t n, F* to) { rows_.load_sinks(t, g, first, n, to, ld_); }, fn);
+  }
+  // cached: where rows are kept between passes, or null.
+  template <class Load, class Fn>
+  void for_blocks(Scratch& w, const Tokens& t, int64_t segment, F* cached, bool fill, Load&& load, Fn&& fn) const {
     in_segment(t.count, rows_.segment, segment, [&](int64_t begin, int64_t end) {
       for (int64_t first = begin; first < end; first += kChunk) {
         const int64_t n = min_count(kChunk, end - first);
-        F* kept = cached_sink(worker, first);
-        F* block = kept ? kept : w.block;
-        if (fill || !kept) rows_.load_sinks(t, g, first, n, block, ld_);
+        F* block = cached ? cached + first * ld_ : w.block;
+        if (fill || !cached) load(t, first, n, block);
         fn(t, first, n, block);
       }
     });

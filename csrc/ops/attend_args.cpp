@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "attn/cpu.h"
+#include "ops/token_args.h"
 
 namespace attn::ops {
 
@@ -99,35 +100,17 @@ void set_rule(const Check& check, const AttendOptions& o, AttendParams& p) {
   p.softcap = o.softcap;
 }
 
-// First and last entries and order of a cu_seqlens argument.
-void check_cu_seqlens(const Check& check, const Tensor& t, const char* name, int64_t tokens) {
-  check.index(t, name, 1, "[N + 1]");
-  const int64_t n = t.size(0);
-  check.require(n >= 1, name, " must hold at least the entry 0, got shape ", shape_text(t));
-  if (!check.values_known()) return;
-  const int32_t* values = static_cast<const int32_t*>(t.data_ptr());
-  check.require(values[0] == 0, name, " must start at 0, got ", values[0]);
-  for (int64_t i = 1; i < n; ++i) {
-    check.require(values[i] >= values[i - 1], name, " must not decrease, got ", values[i - 1], " before ", values[i],
-                  " at entry ", i);
-  }
-  check.require(values[n - 1] <= tokens, name, " must not exceed the number of tokens (", tokens, "), got ",
-                values[n - 1], " in its last entry");
-}
-
 void set_sequences(const Check& check, const AttendOptions& o, AttendParams& p) {
   check.require(o.cu_seqlens_q.has_value() == o.cu_seqlens_k.has_value(),
                 "cu_seqlens_q and cu_seqlens_k must be given together");
   if (!o.cu_seqlens_q) return;
   check.require(p.batch == 1, "cu_seqlens_q needs a batch size of 1 (sequences are packed along tokens), got ",
                 p.batch);
-  check_cu_seqlens(check, *o.cu_seqlens_q, "cu_seqlens_q", p.tq);
-  check_cu_seqlens(check, *o.cu_seqlens_k, "cu_seqlens_k", p.tk);
+  p.cu_q = bounds_argument(check, *o.cu_seqlens_q, "cu_seqlens_q", p.tq);
+  p.cu_k = bounds_argument(check, *o.cu_seqlens_k, "cu_seqlens_k", p.tk);
   check.require(o.cu_seqlens_q->size(0) == o.cu_seqlens_k->size(0),
                 "cu_seqlens_q and cu_seqlens_k must describe the same number of sequences, got shapes ",
                 shape_text(*o.cu_seqlens_q), " and ", shape_text(*o.cu_seqlens_k));
-  p.cu_q = static_cast<const int32_t*>(o.cu_seqlens_q->data_ptr());
-  p.cu_k = static_cast<const int32_t*>(o.cu_seqlens_k->data_ptr());
   p.sequences = o.cu_seqlens_q->size(0) - 1;
 }
 

@@ -38,8 +38,8 @@ FlowParams flow_params(const Check& check, const Tensor& q, const Tensor& k, con
   p.head_softmax = o.head_softmax;
   p.source_norm = o.source_norm;
   set_packed(check, p, o.cu_seqlens, p.tk, p.tq);
-  p.query_mask = mask_view(check, o.query_mask, o.causal ? "mask" : "query_mask", p.batch, p.tq);
-  p.key_mask = mask_view(check, o.key_mask, o.causal ? "mask" : "key_mask", p.batch, p.tk);
+  p.query_mask = mask_argument(check, o.query_mask, o.causal ? "mask" : "query_mask", p.batch, p.tq);
+  p.key_mask = mask_argument(check, o.key_mask, o.causal ? "mask" : "key_mask", p.batch, p.tk);
   return p;
 }
 

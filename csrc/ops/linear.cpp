@@ -42,7 +42,7 @@ LinearParams linear_params(const Check& check, const Tensor& q, const Tensor& k,
   check.require(!o.causal || p.tq == p.tk, "causal needs q and k of the same number of tokens, got ", p.tq, " and ",
                 p.tk, "; give the past as an initial state");
   set_packed(check, p, o.cu_seqlens, p.tk, p.tq);
-  p.key_mask = mask_view(check, o.key_mask, "key_mask", p.batch, p.tk);
+  p.key_mask = mask_argument(check, o.key_mask, "key_mask", p.batch, p.tk);
   check.require(o.initial_s.has_value() == o.initial_z.has_value(), "initial_s and initial_z must be given together");
   const LinearSizes size = sizes(p);
   p.s0 = state_data(check, o.initial_s, "initial_s", size.s, "[B, Hkv, F, Dv]", q);

@@ -30,17 +30,25 @@ std::vector<int64_t> sizes_of(const Tensor& t, int64_t begin, int64_t end) {
   return sizes;
 }
 
-DType check_parts(const Check& check, const Tensor& outs, const Tensor& lses) {
+// The parts, which both passes read.
+template <class Params> void set_parts(const Check& check, Params& p, const Tensor& outs, const Tensor& lses) {
   check.require(outs.dim() >= 2 && outs.dim() <= 5, "outs must be [N, ..., D] with 2 to 5 dimensions, got shape ",
                 shape_text(outs));
-  const DType dtype = check.floating(outs, "outs");
+  p.dtype = check.floating(outs, "outs");
   check.require(outs.size(0) >= 1, "outs must hold at least one part, got shape ", shape_text(outs));
   check.last_contiguous(outs, "outs");
   check.on_device(lses, "lses");
   check.type(lses, "lses", statistics_type(outs));
   check.shape(lses, "lses", sizes_of(outs, 0, outs.dim() - 1), "outs without its last dimension");
   check.nonnegative_strides(lses, "lses");
-  return dtype;
+  const Parts parts(outs, 1);
+  p.parts = parts.sizes[0];
+  p.batch = parts.sizes[1];
+  p.heads = parts.sizes[2];
+  p.tokens = parts.sizes[3];
+  p.dim = outs.size(outs.dim() - 1);
+  p.outs = parts.view(outs);
+  p.lses = Parts(lses, 0).view(lses);
 }
 
 // Strides of a tensor shaped like one part, as [B, H, T].
@@ -53,17 +61,8 @@ View4 part_view(const Tensor& t, int64_t trailing) {
 
 std::tuple<Tensor, Tensor> merge_states(const Tensor& outs, const Tensor& lses) {
   const Check check("merge_states", outs);
-  const DType dtype = check_parts(check, outs, lses);
-  const Parts parts(outs, 1);
   MergeStatesParams p{};
-  p.dtype = dtype;
-  p.parts = parts.sizes[0];
-  p.batch = parts.sizes[1];
-  p.heads = parts.sizes[2];
-  p.tokens = parts.sizes[3];
-  p.dim = outs.size(outs.dim() - 1);
-  p.outs = parts.view(outs);
-  p.lses = Parts(lses, 0).view(lses);
+  set_parts(check, p, outs, lses);
   check_merge_states_on(check, p);
   Tensor out = new_tensor(outs, sizes_of(outs, 1, outs.dim()), outs.scalar_type());
   Tensor lse = new_tensor(outs, sizes_of(lses, 1, lses.dim()), lses.scalar_type());
@@ -76,7 +75,8 @@ std::tuple<Tensor, Tensor> merge_states(const Tensor& outs, const Tensor& lses) 
 std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& dout, const std::optional<Tensor>& dlse,
                                                  const Tensor& outs, const Tensor& lses, const Tensor& lse) {
   const Check check("merge_states_backward", outs);
-  const DType dtype = check_parts(check, outs, lses);
+  MergeStatesBackwardParams p{};
+  set_parts(check, p, outs, lses);
   const std::vector<int64_t> lse_sizes = sizes_of(lses, 1, lses.dim());
   check.on_device(dout, "dout");
   check.same_type(dout, "dout", outs, "outs");
@@ -92,16 +92,6 @@ std::tuple<Tensor, Tensor> merge_states_backward(const Tensor& dout, const std::
     check.shape(*dlse, "dlse", lse_sizes, "one part of lses");
     check.nonnegative_strides(*dlse, "dlse");
   }
-  const Parts parts(outs, 1);
-  MergeStatesBackwardParams p{};
-  p.dtype = dtype;
-  p.parts = parts.sizes[0];
-  p.batch = parts.sizes[1];
-  p.heads = parts.sizes[2];
-  p.tokens = parts.sizes[3];
-  p.dim = outs.size(outs.dim() - 1);
-  p.outs = parts.view(outs);
-  p.lses = Parts(lses, 0).view(lses);
   p.lse = lse.data_ptr();
   p.dout = part_view(dout, 1);
   if (dlse) {

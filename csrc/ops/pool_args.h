@@ -2,8 +2,8 @@
 #pragma once
 
 #include "attn/pool.h"
-#include "ops/check.h"
 #include "ops/text.h"
+#include "ops/token_args.h"
 
 namespace attn::ops {
 
@@ -25,39 +25,12 @@ inline TokenView token_view_like(const Check& check, const Tensor& t, const char
   return token_view(check, t, name);
 }
 
-inline MaskView mask_argument(const Check& check, const OptionalTensor& mask, const char* name, int64_t batch,
-                              int64_t tokens) {
-  if (!mask) return {nullptr, 0, 0};
-  check.on_device(*mask, name);
-  check.type(*mask, name, ScalarType::Bool);
-  check.shape(*mask, name, {batch, tokens}, "[B, L]");
-  check.nonnegative_strides(*mask, name);
-  return {static_cast<const uint8_t*>(mask->data_ptr()), mask->stride(0), mask->stride(1)};
-}
-
-// cu_seqlens: int32, from 0, not decreasing, at most `tokens`. On a GPU nobody looks; kernels cut what is out of range.
-inline const int32_t* cu_argument(const Check& check, const Tensor& cu, int64_t tokens) {
-  check.index(cu, "cu_seqlens", 1, "[S + 1]");
-  const int64_t n = cu.size(0);
-  check.require(n >= 1, "cu_seqlens must hold at least the entry 0, got shape ", shape_text(cu));
-  const int32_t* values = static_cast<const int32_t*>(cu.data_ptr());
-  if (!check.values_known()) return values;  // kernels stay inside whatever it holds
-  check.require(values[0] == 0, "cu_seqlens must start at 0, got ", values[0]);
-  for (int64_t i = 1; i < n; ++i) {
-    check.require(values[i] >= values[i - 1], "cu_seqlens must not decrease, got ", values[i - 1], " before ",
-                  values[i], " at entry ", i);
-  }
-  check.require(values[n - 1] <= tokens, "cu_seqlens must not exceed the number of tokens (", tokens, "), got ",
-                values[n - 1], " in its last entry");
-  return values;
-}
-
 // The sequences of a [B, L, ...] batch.
 inline Sequences sequences(const Check& check, int64_t batch, int64_t tokens, const OptionalTensor& cu) {
   check.length(tokens, "the number of tokens");
   if (!cu) return {batch, tokens, nullptr, batch};
   check.require(batch == 1, "cu_seqlens needs a batch size of 1 (sequences are packed along tokens), got ", batch);
-  return {batch, tokens, cu_argument(check, *cu, tokens), cu->size(0) - 1};
+  return {batch, tokens, bounds_argument(check, *cu, "cu_seqlens", tokens), cu->size(0) - 1};
 }
 
 inline IdView ids_argument(const Check& check, const Tensor& ids, const Sequences& s) {

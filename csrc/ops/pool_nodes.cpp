@@ -18,7 +18,7 @@ std::tuple<Tensor, Tensor> topk_nodes(const Tensor& score, const Tensor& cu_seql
   check.length(score.size(0), "the number of nodes");
   p.score = score.data_ptr();
   p.nodes = score.size(0);
-  p.cu = cu_argument(check, cu_seqlens, p.nodes);
+  p.cu = bounds_argument(check, cu_seqlens, "cu_seqlens", p.nodes);
   p.graphs = cu_seqlens.size(0) - 1;
   check.require(ratio.has_value() + k.has_value() + min_score.has_value() == 1,
                 "exactly one of ratio, k and min_score must be given");

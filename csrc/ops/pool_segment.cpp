@@ -50,7 +50,7 @@ void set_places(const Check& check, SegmentArguments& a, const OptionalTensor& s
   check.require(!segment_ids || !cu_seqlens, "segment_ids and cu_seqlens exclude each other");
   check.length(p.tokens, "the number of tokens");
   if (cu_seqlens) {
-    p.offsets = cu_argument(check, *cu_seqlens, p.tokens);
+    p.offsets = bounds_argument(check, *cu_seqlens, "cu_seqlens", p.tokens);
     p.segments = cu_seqlens->size(0) - 1;
     if (mask) {
       check.on_device(*mask, "mask");

@@ -3,6 +3,7 @@
 
 #include "attn/scan.h"
 #include "ops/attend_args.h"
+#include "ops/token_args.h"
 
 namespace attn::ops {
 
@@ -28,39 +29,17 @@ template <class Params>
 void set_packed(const Check& check, Params& p, const OptionalTensor& cu, int64_t tokens, int64_t other_tokens) {
   p.sequences = p.batch;
   if (!cu) return;
-  check.index(*cu, "cu_seqlens", 1, "[N + 1]");
-  const int64_t n = cu->size(0);
   check.require(p.batch == 1, "cu_seqlens needs a batch size of 1 (sequences are packed along tokens), got ", p.batch);
   check.require(tokens == other_tokens, "cu_seqlens needs q and k of the same number of tokens, got ", tokens, " and ",
                 other_tokens);
-  check.require(n >= 1, "cu_seqlens must hold at least the entry 0, got shape ", shape_text(*cu));
-  const int32_t* values = static_cast<const int32_t*>(cu->data_ptr());
-  p.cu = values;
-  p.sequences = n - 1;
-  if (!check.values_known()) return;
-  check.require(values[0] == 0, "cu_seqlens must start at 0, got ", values[0]);
-  for (int64_t i = 1; i < n; ++i) {
-    check.require(values[i] >= values[i - 1], "cu_seqlens must not decrease, got ", values[i - 1], " before ",
-                  values[i], " at entry ", i);
-  }
-  check.require(values[n - 1] <= tokens, "cu_seqlens must not exceed the number of tokens (", tokens, "), got ",
-                values[n - 1], " in its last entry");
+  p.cu = bounds_argument(check, *cu, "cu_seqlens", tokens);
+  p.sequences = cu->size(0) - 1;
 }
 
 // May rows stand behind the last packed sequence, unwritten? On a GPU nobody has looked where it ends, and kernels
 // don't touch them.
 template <class Params> bool rows_unwritten(const Check& check, const Params& p) {
   return p.cu && !check.values_known();
-}
-
-inline MaskView mask_view(const Check& check, const OptionalTensor& mask, const char* name, int64_t batch,
-                          int64_t tokens) {
-  if (!mask) return {nullptr, 0, 0};
-  check.on_device(*mask, name);
-  check.type(*mask, name, ScalarType::Bool);
-  check.shape(*mask, name, {batch, tokens}, "[B, T]");
-  check.nonnegative_strides(*mask, name);
-  return {static_cast<const uint8_t*>(mask->data_ptr()), mask->stride(0), mask->stride(1)};
 }
 
 // A contiguous tensor of statistics or states; null where absent.
