@@ -13,9 +13,8 @@ template <class T, class In> struct RowOperand {
   bool in_runs;
 
   void place(const TokenRows<In>& tokens, T* scratch) {
-    constexpr int kLongRun = 32;
     rows = tokens;
-    in_runs = tokens.runs > 1 && tokens.n >= kLongRun * tokens.runs && are_operands<T>(tokens);
+    in_runs = tokens.runs > 1 && tokens.long_runs() && are_operands<T>(tokens);
     for (int i = 1; in_runs && i < tokens.runs; ++i) in_runs = tokens.run[i].page * tokens.page_stride % kPair<T> == 0;
     if (!in_runs) at = place_rows<T, In>(tokens, scratch);
   }

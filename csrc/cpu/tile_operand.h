@@ -15,6 +15,9 @@ template <class T> using DsElement = typename DsElementOf<T>::type;
 // Consecutive rows of one page (page 0 where nothing is paged).
 struct Run { int32_t page, begin, count; };
 
+// Rows fetched ahead while a scattered tile is packed: a memory access (100 ns) against about 10 ns a row.
+constexpr int64_t kPrefetchRows = 12;
+
 // Tokens of a tile, as runs into a [page, token, feature] array.
 template <class In> struct TokenRows {
   const In* base;
@@ -37,16 +40,50 @@ template <class In> struct TokenRows {
     if (runs == 1) return first(run[0]) + i * stride;
     return base + page[i] * page_stride + index[i] * stride;
   }
-};
 
-// Rows fetched ahead while a scattered tile is packed: a memory access (100 ns) against about 10 ns a row.
-constexpr int64_t kPrefetchRows = 12;
+  // Whole blocks, of which the hardware fetches by itself what it hasn't been told to. Shorter runs are gone through
+  // row by row: there are too few rows to make up for finding each run's first.
+  bool long_runs() const { return runs == 1 || n >= 32 * runs; }
+
+  // Calls f(i, row i) or, for kRows = 2, f(i, row i, row i + 1) for all rows; the one after the last is null.
+  template <int kRows, class F> ATTN_INLINE void for_groups(F&& f) const {
+    static_assert(kRows == 1 || kRows == 2);
+    if (!long_runs() || !whole_groups(kRows)) {
+      for (int64_t i = 0; i < n; i += kRows) {
+        for (int64_t j = 0; j < kRows; ++j) prefetch(i + kPrefetchRows + j);
+        if constexpr (kRows == 1) f(i, row(i));
+        else f(i, row(i), i + 1 < n ? row(i + 1) : nullptr);
+      }
+      return;
+    }
+    int64_t i = 0;
+    for (int r = 0; r < runs; ++r) {
+      const In* at = first(run[r]);
+      for (int64_t end = i + run[r].count; i < end; i += kRows, at += kRows * stride) {
+        if constexpr (kRows == 1) f(i, at);
+        else f(i, at, i + 1 < end ? at + stride : nullptr);
+      }
+    }
+  }
+
+ private:
+  // Does no group of `rows` rows begin in one run and end in the next?
+  bool whole_groups(int32_t rows) const {
+    for (int r = 0; r + 1 < runs; ++r) {
+      if (run[r].count % rows != 0) return false;
+    }
+    return true;
+  }
+};
 
 // What is needed after the tile that is worked on (keys and values, rows of queries), fetched into L2 a few rows at a
 // time, spread over the products of this one.
 template <class In> struct FetchAhead {
   TokenRows<In> k, v;
   int64_t next = 0, rows = 0, step = 0;  // rows [next, rows) are left, `step` at a time
+  int run = 0;                           // that `next` lies in,
+  int64_t run_end = 0;                   // and the first row after it
+  const In *k_next = nullptr, *v_next = nullptr;
   RowFetch<In> queries;
 
   // Rows from `first` on, in about `steps` steps.
@@ -56,6 +93,17 @@ template <class In> struct FetchAhead {
     next = first;
     rows = keys.n;
     step = steps > 0 ? (rows - first + steps - 1) / steps : 0;
+    run = -1;
+    run_end = 0;
+    if (next < rows) open_run();
+  }
+
+  // The run of row `next`.
+  void open_run() {
+    while (run_end <= next) run_end += k.run[++run].count;
+    const int64_t skipped = next - (run_end - k.run[run].count);
+    k_next = k.first(k.run[run]) + skipped * k.stride;
+    v_next = v.first(v.run[run]) + skipped * v.stride;
   }
   void stop() {
     next = rows = step = 0;
@@ -64,9 +112,13 @@ template <class In> struct FetchAhead {
 
   ATTN_INLINE void operator()() {
     const int64_t end = next + step < rows ? next + step : rows;
-    for (; next < end; ++next) {
-      k.template fetch<2>(next);
-      v.template fetch<2>(next);
+    while (next < end) {
+      if (next == run_end) open_run();
+      const int64_t until = end < run_end ? end : run_end;
+      for (; next < until; ++next, k_next += k.stride, v_next += v.stride) {
+        prefetch_row<2>(k_next, k.dim);
+        prefetch_row<2>(v_next, v.dim);
+      }
     }
     queries();
   }
@@ -88,18 +140,16 @@ template <class T, class In> ATTN_INLINE bool are_operands(const TokenRows<In>& 
 template <class T, class In> inline Placed<T> place_rows(const TokenRows<In>& t, T* scratch) {
   const int64_t depth = depth_of<T>(t.dim);
   if (t.runs == 1 && are_operands<T>(t)) return {reinterpret_cast<const T*>(t.row(0)), t.stride / kPair<T>};
-  for (int64_t i = 0; i < t.n; ++i) {
-    t.prefetch(i + kPrefetchRows);
-    Pack<T, In>::row(t.row(i), t.dim, scratch + i * depth, depth);
-  }
+  t.template for_groups<1>([&](int64_t i, const In* row) __attribute__((always_inline)) {
+    Pack<T, In>::row(row, t.dim, scratch + i * depth, depth);
+  });
   return {scratch, depth};
 }
 
 template <class T, class In> inline void copy_columns(const TokenRows<In>& t, T* to, int64_t ld) {
-  for (int64_t i = 0; i < t.n; i += kPair<T>) {
-    for (int64_t j = 0; j < kPair<T>; ++j) t.prefetch(i + kPrefetchRows + j);
-    pack_row_pair<T, In>(t.row(i), i + 1 < t.n ? t.row(i + 1) : nullptr, t.dim, to + i / kPair<T> * ld, ld);
-  }
+  t.template for_groups<kPair<T>>([&](int64_t i, const In* lo, const In* hi = nullptr) __attribute__((always_inline)) {
+    pack_row_pair<T, In>(lo, hi, t.dim, to + i / kPair<T> * ld, ld);
+  });
 }
 
 // As the operand that is read by vectors: [n, or pairs][columns], columns a multiple of the lanes. `rows`, if not
