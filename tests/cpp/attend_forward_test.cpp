@@ -124,6 +124,27 @@ TYPED_TEST(AttendForward, PagedKeys) {
   }
 }
 
+// Tiles gather runs of keys from scattered blocks; a window or the last key cuts the first and last run anywhere, also
+// between two keys that are multiplied as a pair.
+TYPED_TEST(AttendForward, BlocksCutAnywhere) {
+  for (int64_t block : {32, 64, 96}) {
+    for (int64_t cut = 0; cut < 4; ++cut) {
+      AttendOptions o;
+      o.schedule.kind = ScheduleKind::layout;
+      o.schedule.tq = 130;
+      o.schedule.tk = 700;
+      o.schedule.block_q = 64;
+      o.schedule.block_k = block;
+      o.schedule.left = 6 * block + cut;
+      o.schedule.causal = cut % 2;
+      o.schedule.full_list = cut > 1;
+      o.dim = 64;
+      o.dim_v = 48;
+      check<TypeParam>(o, static_cast<uint32_t>(block + cut));
+    }
+  }
+}
+
 TYPED_TEST(AttendForward, EmptyInputs) {
   for (const AttendOptions& o : empty_inputs()) check<TypeParam>(o, 9);
 }
