@@ -44,6 +44,9 @@ def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -> to
 def main() -> None:
     parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument(
+        "--no-naive", action="store_true", help="leave the plain matmul form out (it needs gigabytes)"
+    )
     parser.add_argument("--lengths", type=int, nargs="*", default=[1024, 2048, 4096, 8192, 16384])
     args = parser.parse_args()
     keep_memory()  # page faults of results are nobody's attention
@@ -54,19 +57,26 @@ def main() -> None:
             for dim in (64, 128):
                 for length in lengths:
                     for causal in (False, True):
-                        case(bench, args.heads, dtype, dim, length, causal, backward)
+                        case(bench, args.heads, dtype, dim, length, causal, backward, not args.no_naive)
     bench.finish()
 
 
 def case(
-    bench: Bench, heads: int, dtype: torch.dtype, dim: int, length: int, causal: bool, backward: bool
+    bench: Bench,
+    heads: int,
+    dtype: torch.dtype,
+    dim: int,
+    length: int,
+    causal: bool,
+    backward: bool,
+    with_naive: bool,
 ) -> None:
     kind = "forward+backward" if backward else "forward"
     name = f"{kind} {str(dtype)[6:]} T={length} D={dim} {'causal' if causal else 'full'}"
     if not bench.wanted(name) or (backward and length > 8192):
         return
     q, k, v = (torch.randn(1, heads, length, dim, dtype=dtype) for _ in range(3))
-    fits = heads * length * length * q.element_size() * (4 if backward else 2) < 8e9
+    fits = with_naive and heads * length * length * q.element_size() * (4 if backward else 2) < 8e9
     bf16 = dtype == torch.bfloat16
     candidates = {}
     if backward:
