@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import attn
 
-HEADS, DIM = 8, 64
+HEADS = 8
 sdpa = torch.nn.functional.scaled_dot_product_attention
 
 
@@ -51,23 +51,24 @@ def main() -> None:
     parser.add_argument(
         "--no-flex", action="store_true", help="leave FlexAttention out (it compiles for seconds a mask)"
     )
+    parser.add_argument("--dim", type=int, default=64, help="features of a head (default 64)")
     args = parser.parse_args()
     keep_memory()  # page faults of results are nobody's attention
     bench = Bench("sparse", args)
     for length in [1024] if args.quick else (4096, 16384):
         for dtype in (torch.float32, torch.bfloat16):
-            q, k, v = (torch.randn(1, HEADS, length, DIM, dtype=dtype) for _ in range(3))
+            q, k, v = (torch.randn(1, HEADS, length, args.dim, dtype=dtype) for _ in range(3))
             dense = bench.run(
                 f"dense {str(dtype)[6:]} T={length}",
                 {"attn": lambda: attn.attention(q, k, v)},
-                gflop=attention_gflop(length, length, HEADS, DIM),
+                gflop=attention_gflop(length, length, HEADS, args.dim),
                 dtype=dtype,
             )
             for name, layout, rule, block in masks(length):
                 title = f"{name} {str(dtype)[6:]} T={length}"
                 if not bench.wanted(title):
                     continue
-                kept = attention_gflop(length, length, HEADS, DIM) * layout.density()
+                kept = attention_gflop(length, length, HEADS, args.dim) * layout.density()
                 candidates = {"attn": lambda layout=layout: attn.block_sparse_attention(q, k, v, layout)}
                 if not args.no_flex:
                     flex = torch.compile(flex_attention, dynamic=False)
