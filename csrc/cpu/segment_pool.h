@@ -33,7 +33,6 @@ class SegmentItems {
         fresh = held >= tokens;
         if (fresh) held = 0;
       }
-      split_ += parts > 1;
     }
     first_[count_] = {segments, 0, partial_};
   }
@@ -43,7 +42,6 @@ class SegmentItems {
 
   int64_t count() const { return count_; }
   int64_t partials() const { return partial_; }  // parts of segments that have several
-  int64_t split() const { return split_; }       // such segments
 
   template <class F> void for_parts(int64_t item, F&& f) const {
     const Item end = first_[item + 1];
@@ -86,7 +84,7 @@ class SegmentItems {
   const SegmentPoolParams& p_;
   int64_t tokens_;
   Item* first_;
-  int64_t count_ = 0, partial_ = 0, split_ = 0;
+  int64_t count_ = 0, partial_ = 0;
 };
 
 // The kept rows of a part, and which of its tokens they are.

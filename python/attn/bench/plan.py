@@ -7,7 +7,6 @@ from fnmatch import fnmatchcase
 
 from .masks import DENSITIES, NAMES
 
-PASSES = ("forward", "backward", "decode")
 DTYPES = ("float32", "bfloat16")
 
 

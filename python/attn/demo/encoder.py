@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import sysconfig
 from collections.abc import Callable, Set
 from pathlib import Path
@@ -39,20 +38,6 @@ def library_files(pattern: str = "*.py", without: Set[str] = frozenset()) -> lis
     """The standard library's modules in order, less those in or below a folder named in ``without``."""
     root = Path(sysconfig.get_paths()["stdlib"])
     return [p for p in sorted(root.glob(pattern)) if not without & set(p.relative_to(root).parts)]
-
-
-def docstring_sentences(count: int) -> list[str]:
-    """Different sentences of 3 to 60 words, spread over the documentation of the standard library."""
-    text: list[str] = []
-    for path in library_files():
-        for doc in re.findall(r'"""(.*?)"""', path.read_text(errors="replace"), re.DOTALL):
-            text += [" ".join(s.split()) for s in re.split(r"(?<=[.!?])\s", doc)]
-    text = list(dict.fromkeys(s for s in text if 3 <= len(s.split()) <= 60))
-    if len(text) < count:
-        raise DemoError(
-            f"{count} sentences were asked for, the standard library's documentation has {len(text)}"
-        )
-    return text[:: len(text) // count][:count]
 
 
 def load_encoder() -> tuple[Any, Any]:
