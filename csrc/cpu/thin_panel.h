@@ -84,7 +84,7 @@ template <int... I> ATTN_INLINE f32v add_quads(f32v a, f32v b, std::integer_sequ
 constexpr int kThinQuad = 4;
 template <int kSteps, class In, class Rows>
 inline void thin_dot_whole(Rows k, Rows later, int64_t n, const typename ThinOperand<In>::Element* q, float scale,
-                           float* s) {
+                           float* s, [[maybe_unused]] ThinLines lines) {
   using Op = ThinOperand<In>;
   constexpr int kKeys = kThinQuad, kHeld = kSteps < 4 ? kSteps : 4;  // steps whose query vectors fit the registers
   constexpr auto lanes = std::make_integer_sequence<int, Lanes<float>::n>{};
@@ -100,6 +100,7 @@ inline void thin_dot_whole(Rows k, Rows later, int64_t n, const typename ThinOpe
     ATTN_UNROLL
     for (int i = 0; i < kKeys; ++i) {
       const In *const row = k[j + i], *const fetched = later[j + i];
+      if constexpr (Op::pairs) lines.fetch(j + i);
       f32v sum[kThinRows] = {};
       ATTN_UNROLL
       for (int d = 0; d < kSteps; ++d) {
@@ -162,13 +163,13 @@ inline void thin_dot_any(Rows k, Rows later, int64_t n, int64_t dim, const typen
 // zero-padded; -inf past n. `later` are n rows to fetch on the way.
 template <class In, class A, class Rows>
 inline void thin_dot(Rows k, Rows later, int64_t n, int64_t dim, const typename ThinOperand<In>::Element* q, A scale,
-                     A* s) {
+                     A* s, [[maybe_unused]] ThinLines lines) {
   if constexpr (ATTN_VBYTES == 64 && std::is_same<A, float>::value) {  // 32 registers
     constexpr int64_t step = ThinOperand<In>::step;
     const int64_t steps = n < kThinQuad || dim % step ? 0 : dim / step;
-    if (steps == 2) thin_dot_whole<2, In>(k, later, n, q, scale, s);
-    else if (steps == 4) thin_dot_whole<4, In>(k, later, n, q, scale, s);
-    else if (steps == 8) thin_dot_whole<8, In>(k, later, n, q, scale, s);
+    if (steps == 2) thin_dot_whole<2, In>(k, later, n, q, scale, s, lines);
+    else if (steps == 4) thin_dot_whole<4, In>(k, later, n, q, scale, s, lines);
+    else if (steps == 8) thin_dot_whole<8, In>(k, later, n, q, scale, s, lines);
     else thin_dot_any<In, A>(k, later, n, dim, q, scale, s);
   } else {
     thin_dot_any<In, A>(k, later, n, dim, q, scale, s);

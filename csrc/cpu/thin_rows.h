@@ -10,6 +10,7 @@ ATTN_NAMESPACE_BEGIN
 // over its K and the next K over its V. So a block of either is what memory delivers to a core during its own latency
 // (40 GB/s x 150 ns) and some more. Three blocks fit L1; CPUs drop fetches when too many are under way.
 constexpr int64_t kThinBlock = 8192;  // bytes
+constexpr int64_t kThinLine = 64;
 constexpr int kThinPanelAtMost = 64, kThinPanelAtLeast = 8;
 template <class In> ATTN_INLINE int thin_panel_keys(int64_t dim, int64_t dim_v) {
   const int64_t row = (dim > dim_v ? dim : dim_v) * static_cast<int64_t>(sizeof(In));
@@ -37,6 +38,16 @@ template <class In> struct ListedRows {
   ATTN_INLINE const In* operator[](int64_t i) const { return at[i]; }
   ATTN_INLINE const In* half(int64_t i, int64_t width) const { return at[i / 2] + i % 2 * (width / 2); }
   ATTN_INLINE ListedRows from(int64_t i) const { return {at + i}; }
+};
+
+// Lines further ahead than the next rows, of which the first steps of a product fetch one each: a page lies anywhere,
+// and the hardware fetches little of one until it has met some lines of it. Those of its first rows are there early and
+// came one by one, and it goes on from them. In float32 it gained nothing. Later steps fetch the last one again, which
+// costs less than to ask.
+struct ThinLines {
+  const char* first;
+  int64_t last;
+  ATTN_INLINE void fetch(int64_t i) const { __builtin_prefetch(first + kThinLine * (i < last ? i : last), 0, 3); }
 };
 
 // Keys [begin, end) of a tile, and where the rows of their head start.

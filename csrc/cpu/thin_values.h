@@ -86,11 +86,12 @@ inline void thin_pair_weights(const float* weights, int64_t n, bf16x2* pairs) {
 // interleaved vectors (thin_column).
 template <int kRows, int kHalves, class Rows>
 inline void thin_acc_pairs(Rows v, Rows later, int64_t n, int first, const bf16x2* weights, const float* alpha,
-                           float* o, int64_t ldo, int64_t x) {
+                           float* o, int64_t ldo, int64_t x, ThinLines lines) {
   constexpr auto words = std::make_integer_sequence<int, 32>{};
   f32v acc[kRows][2 * kHalves] = {};
   // Keys j and, with `both`, j + 1.
   auto add = [&](int64_t j, auto both) {
+    lines.fetch(j / 2);
     const bf16 *one = v[j] + x, *two = v[j + both] + x;
     for (int i = 0; i <= both; ++i) {
       if constexpr (kRows == kThinRows) prefetch_row(later[j + i] + x, 32 * kHalves);
@@ -148,7 +149,7 @@ template <class In, class A> inline void thin_order(A* o, int64_t ldo, int64_t r
 // n is at most kThinPanelAtMost; `later` are n rows to fetch on the way.
 template <class In, class A, class Rows>
 inline void thin_acc(Rows v, Rows later, int64_t n, int64_t dim, bool guarded, const A* weights, const A* alpha, A* o,
-                     int64_t ldo) {
+                     int64_t ldo, [[maybe_unused]] ThinLines lines) {
   constexpr int L = Lanes<A>::n;
   if (guarded) {
     bool finite = true;
@@ -170,10 +171,10 @@ inline void thin_acc(Rows v, Rows later, int64_t n, int64_t dim, bool guarded, c
     bf16x2 pairs[kThinPanelAtMost / 2 * kThinRows];
     thin_pair_weights(weights, n, pairs);
     for (; x + 128 <= dim; x += 128) {
-      for (int r = 0; r < kThinRows; r += 2) thin_acc_pairs<2, 4>(v, later, n, r, pairs, alpha, o, ldo, x);
+      for (int r = 0; r < kThinRows; r += 2) thin_acc_pairs<2, 4>(v, later, n, r, pairs, alpha, o, ldo, x, lines);
     }
-    for (; x + 64 <= dim; x += 64) thin_acc_pairs<kThinRows, 2>(v, later, n, 0, pairs, alpha, o, ldo, x);
-    for (; x + 32 <= dim; x += 32) thin_acc_pairs<kThinRows, 1>(v, later, n, 0, pairs, alpha, o, ldo, x);
+    for (; x + 64 <= dim; x += 64) thin_acc_pairs<kThinRows, 2>(v, later, n, 0, pairs, alpha, o, ldo, x, lines);
+    for (; x + 32 <= dim; x += 32) thin_acc_pairs<kThinRows, 1>(v, later, n, 0, pairs, alpha, o, ldo, x, lines);
   }
 #endif
   constexpr int kVecs = kThinVecs;

@@ -98,6 +98,8 @@ template <class In> struct ThinWalk {
         if (begin + step < now.n) following = panel_of(now, h, begin + step);
         else if (h + 1 < heads) following = panel_of(now, h + 1, 0);
         else if (next) following = panel_of(*next, 0, 0);
+        const bool told = Op::pairs && heads > 1 && next && begin + step >= now.n;
+        set_lines(keys, told ? panel_of(*next, 0, 0) : keys, told ? heads - h : heads + 1);
         panel(head[h], keys, following, seen, mod);
         keys = following;
       }
@@ -110,6 +112,20 @@ template <class In> struct ThinWalk {
   }
 
  private:
+  ThinLines k_lines, v_lines;
+
+  // Where several heads take a page in turn, they tell the hardware early where the next one begins: each of the last
+  // ones fetches some lines of its first `block`, the last of all those that come last. `left` counts this head and
+  // those after it.
+  void set_lines(const ThinKeys<In>& keys, const ThinKeys<In>& block, int left) {
+    constexpr int64_t kLines = 16, kHeads = 6;  // 6 KB of K and of V
+    const int64_t stride = p.k.token < p.v.token ? p.k.token : p.v.token, at = (kHeads - left) * kLines * kThinLine;
+    const bool any = left <= kHeads && at + kLines * kThinLine <= block.end * stride * static_cast<int64_t>(sizeof(In));
+    const ThinKeys<In>& from = any ? block : keys;  // else a line that is there
+    k_lines = {reinterpret_cast<const char*>(from.first(from.k, p.k)) + (any ? at : 0), any ? kLines - 1 : 0};
+    v_lines = {reinterpret_cast<const char*>(from.first(from.v, p.v)) + (any ? at : 0), any ? kLines - 1 : 0};
+  }
+
   // Does every row see every key, with nothing to add to a score?
   bool is_plain(const KeyTile& t) const {
     if (t.listed || p.key_log_weight.data || p.segment_k.data) return false;
@@ -145,7 +161,7 @@ template <class In> struct ThinWalk {
       const bool masked = max_i32(a, seen[g].cut_a) < min_i32(b, seen[g].cut_b);
       const int32_t row = g * kThinRows;
       thin_dot<In, A>(k.from(at), v.from(at), n, p.dim, h.q + row * thin_width<In>(p.dim),
-                      static_cast<A>(p.scale * kLog2e), s);
+                      static_cast<A>(p.scale * kLog2e), s, k_lines);
       if (masked || mod.softcap > 0 || mod.key_weight) {
         vec<A> top[1];
         thin_spread(s, n, spread);
@@ -153,7 +169,7 @@ template <class In> struct ThinWalk {
         thin_gather(spread, n, s);
       }
       thin_softmax(s, n, h.m + row, h.l + row, alpha);
-      thin_acc<In, A>(v.from(at), next_k.from(at), n, p.dim_v, masked, s, alpha, h.o + row * columns, columns);
+      thin_acc<In, A>(v.from(at), next_k.from(at), n, p.dim_v, masked, s, alpha, h.o + row * columns, columns, v_lines);
     }
   }
 };
