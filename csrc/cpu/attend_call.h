@@ -30,7 +30,8 @@ template <class In> struct ForwardCall {
 
   explicit ForwardCall(const AttendParams& params)
       : p(params), items(params, true), together(heads_together()), capacity(tile_capacity()),
-        in_runs(items.count() > 1 && items.rows_at_most() > kThinRowsAtMost && items.few_keys(sizeof(In), true)),
+        in_runs(items.count() > 1 && items.rows_at_most() > thin_rows_at_most<In>(p) &&
+                items.few_keys(sizeof(In), true)),
         all_keys_near(items.few_keys(sizeof(In), false)) {
     Carve c{nullptr};
     Item probe(p, together, c);
@@ -58,7 +59,7 @@ template <class In> struct ForwardCall {
   int64_t heads_together() const {
     const bool same_keys = p.schedule == ScheduleKind::range && p.heads / items.heads == p.heads_kv;
     if (!p.paging.table || p.paging.page % thin_panel_keys<In>(p.dim, p.dim_v) != 0 || !kThinFits<A> ||
-        items.rows_at_most() > kThinRowsAtMost || !same_keys || p.skip_gated)
+        items.rows_at_most() > thin_rows_at_most<In>(p) || !same_keys || p.skip_gated)
       return 1;
     int64_t most = p.heads_kv;
     while (most > 1 && (p.heads_kv % most != 0 || items.count() / most < 4 * parallel_threads())) --most;

@@ -64,17 +64,17 @@ template <class In> struct ForwardItem {
     sums = c.take<A>(together > 1 ? together * sums_size() : 0);
   }
 
-  int64_t sums_size() const { return kThinRowsAtMost * columns + 2 * W; }
+  int64_t sums_size() const { return kThinRowsAtMost * (columns + 2); }
 
   // The item's rows, which `rows` holds now. Of several kv heads it takes one after the other.
   void take_rows(const Sequence& seq) {
     list_query_rows(*rows, seq, p.q, q_rows);
-    thin = kThinFits<A> && rows->rows <= kThinRowsAtMost;
+    thin = kThinFits<A> && rows->rows <= thin_rows_at_most<In>(p);
     if (thin) {
       if (walk.heads > 0) {
         o = sums + walk.heads * sums_size();
         m = o + kThinRowsAtMost * columns;
-        l = m + W;
+        l = m + kThinRowsAtMost;
       }
       clear();
       walk.add_head(seq, *rows, q_rows, o, m, l);

@@ -16,8 +16,7 @@ ATTN_NAMESPACE_BEGIN
 
 // Query rows handled together: every vector of K or V that is loaded serves four multiply-adds.
 constexpr int kThinRows = 4;
-// Up to so many rows a tile is gone through once for every kThinRows of them; beyond, a panel is as fast.
-constexpr int kThinRowsAtMost = 2 * kThinRows;
+constexpr int kThinRowsAtMost = 4 * kThinRows;
 template <class A> constexpr bool kThinFits = Lanes<A>::n >= kThinRows;
 template <class A> constexpr int kThinKeys = Lanes<A>::n / kThinRows;  // keys whose scores fill one vector
 // Scores of a strip are rounded up to so many keys; those past its end have weight 0.
@@ -80,10 +79,17 @@ template <int... I> ATTN_INLINE f32v add_quads(f32v a, f32v b, std::integer_sequ
          __builtin_shufflevector(a, b, (I / 4 * 8 + I % 4 + 4)...);
 }
 
+// Is there a product for rows of `dim` features that are whole vectors?
+template <class In> ATTN_INLINE bool thin_whole(int64_t dim) {
+  using Op = ThinOperand<In>;
+  constexpr bool registers = ATTN_VBYTES == 64 && std::is_same<typename Op::A, float>::value;  // 32 of them
+  return registers && (dim == 2 * Op::step || dim == 4 * Op::step || dim == 8 * Op::step);
+}
+
 // thin_dot for rows of kSteps whole vectors, kThinQuad of them or more: key after key, query rows in registers.
 constexpr int kThinQuad = 4;
-template <int kSteps, class In, class Rows>
-inline void thin_dot_whole(Rows k, Rows later, int64_t n, const typename ThinOperand<In>::Element* q, float scale,
+template <int kSteps, class In, class Rows, class Later>
+inline void thin_dot_whole(Rows k, Later later, int64_t n, const typename ThinOperand<In>::Element* q, float scale,
                            float* s, [[maybe_unused]] ThinLines lines) {
   using Op = ThinOperand<In>;
   constexpr int kKeys = kThinQuad, kHeld = kSteps < 4 ? kSteps : 4;  // steps whose query vectors fit the registers
@@ -121,8 +127,8 @@ inline void thin_dot_whole(Rows k, Rows later, int64_t n, const typename ThinOpe
 }
 
 // The same for any rows.
-template <class In, class A, class Rows>
-inline void thin_dot_any(Rows k, Rows later, int64_t n, int64_t dim, const typename ThinOperand<In>::Element* q,
+template <class In, class A, class Rows, class Later>
+inline void thin_dot_any(Rows k, Later later, int64_t n, int64_t dim, const typename ThinOperand<In>::Element* q,
                          A scale, A* s) {
   using Op = ThinOperand<In>;
   constexpr int L = Lanes<A>::n, kKeys = kThinKeys<A>;
@@ -161,12 +167,12 @@ inline void thin_dot_any(Rows k, Rows later, int64_t n, int64_t dim, const typen
 
 // s [round_up_thin(n)][kThinRows]: scores of n key rows k with the query rows q, [kThinRows][thin_width]
 // zero-padded; -inf past n. `later` are n rows to fetch on the way.
-template <class In, class A, class Rows>
-inline void thin_dot(Rows k, Rows later, int64_t n, int64_t dim, const typename ThinOperand<In>::Element* q, A scale,
+template <class In, class A, class Rows, class Later>
+inline void thin_dot(Rows k, Later later, int64_t n, int64_t dim, const typename ThinOperand<In>::Element* q, A scale,
                      A* s, [[maybe_unused]] ThinLines lines) {
-  if constexpr (ATTN_VBYTES == 64 && std::is_same<A, float>::value) {  // 32 registers
+  if constexpr (ATTN_VBYTES == 64 && std::is_same<A, float>::value) {
     constexpr int64_t step = ThinOperand<In>::step;
-    const int64_t steps = n < kThinQuad || dim % step ? 0 : dim / step;
+    const int64_t steps = n < kThinQuad || !thin_whole<In>(dim) ? 0 : dim / step;
     if (steps == 2) thin_dot_whole<2, In>(k, later, n, q, scale, s, lines);
     else if (steps == 4) thin_dot_whole<4, In>(k, later, n, q, scale, s, lines);
     else if (steps == 8) thin_dot_whole<8, In>(k, later, n, q, scale, s, lines);

@@ -7,8 +7,8 @@
 ATTN_NAMESPACE_BEGIN
 
 // One vector of features.
-template <class In, class A, class Rows>
-inline void thin_acc_block(Rows v, Rows later, int64_t n, const A* weights, const A* alpha, A* o, int64_t ldo,
+template <class In, class A, class Rows, class Later>
+inline void thin_acc_block(Rows v, Later later, int64_t n, const A* weights, const A* alpha, A* o, int64_t ldo,
                            int64_t x) {
   vec<A> acc[kThinRows] = {};
   for (int64_t j = 0; j < n; ++j) {
@@ -26,13 +26,13 @@ inline void thin_acc_block(Rows v, Rows later, int64_t n, const A* weights, cons
 constexpr int kThinVecs = ATTN_VBYTES == 64 ? 4 : 2;
 
 // Fetches part j of 2 n of n rows, in the order of addresses.
-template <class Rows> ATTN_INLINE void prefetch_half(Rows later, int64_t j, int64_t width) {
+template <class Later> ATTN_INLINE void prefetch_half(Later later, int64_t j, int64_t width) {
   prefetch_row(later.half(j, width), width / 2);
 }
 
 // Rows [first, first + kRows), kVecs vectors of features.
-template <int kRows, int kVecs, class In, class A, class Rows>
-inline void thin_acc_blocks(Rows v, Rows later, int64_t n, int first, const A* weights, const A* alpha, A* o,
+template <int kRows, int kVecs, class In, class A, class Rows, class Later>
+inline void thin_acc_blocks(Rows v, Later later, int64_t n, int first, const A* weights, const A* alpha, A* o,
                             int64_t ldo, int64_t x) {
   constexpr int L = Lanes<A>::n;
   vec<A> acc[kRows][kVecs] = {};
@@ -84,8 +84,8 @@ inline void thin_pair_weights(const float* weights, int64_t n, bf16x2* pairs) {
 
 // Rows [first, first + kRows), 32 * kHalves features, two keys at a time. Features of o stay in the order of the
 // interleaved vectors (thin_column).
-template <int kRows, int kHalves, class Rows>
-inline void thin_acc_pairs(Rows v, Rows later, int64_t n, int first, const bf16x2* weights, const float* alpha,
+template <int kRows, int kHalves, class Rows, class Later>
+inline void thin_acc_pairs(Rows v, Later later, int64_t n, int first, const bf16x2* weights, const float* alpha,
                            float* o, int64_t ldo, int64_t x, ThinLines lines) {
   constexpr auto words = std::make_integer_sequence<int, 32>{};
   f32v acc[kRows][2 * kHalves] = {};
@@ -147,8 +147,8 @@ template <class In, class A> inline void thin_order(A* o, int64_t ldo, int64_t r
 // o[r] = o[r] * alpha[r] + sum of weight * value row, over n rows v; weights are [n][kThinRows], rounded
 // up like scores. With `guarded`, a weight of 0 silences a value row that isn't finite.
 // n is at most kThinPanelAtMost; `later` are n rows to fetch on the way.
-template <class In, class A, class Rows>
-inline void thin_acc(Rows v, Rows later, int64_t n, int64_t dim, bool guarded, const A* weights, const A* alpha, A* o,
+template <class In, class A, class Rows, class Later>
+inline void thin_acc(Rows v, Later later, int64_t n, int64_t dim, bool guarded, const A* weights, const A* alpha, A* o,
                      int64_t ldo, [[maybe_unused]] ThinLines lines) {
   constexpr int L = Lanes<A>::n;
   if (guarded) {
