@@ -1,5 +1,5 @@
-"""Decoding (Tq = 1, grouped heads) against the read bandwidth of this machine, PyTorch SDPA and the plain
-matmul form; paged against contiguous caches.
+"""Decoding (grouped heads, one new token or some) against the read bandwidth of this machine, SDPA and
+the plain matmul form; paged against contiguous caches.
 
     python benchmarks/decode.py [--json FILE]
 """
@@ -17,6 +17,7 @@ sdpa = torch.nn.functional.scaled_dot_product_attention
 def main() -> None:
     parser = arguments(__doc__.split("\n\n")[0])
     parser.add_argument("--keys", type=int, default=32768)
+    parser.add_argument("--tokens", type=int, default=1, help="new tokens of a sequence (default 1)")
     args = parser.parse_args()
     keep_memory()  # page faults of results are nobody's attention
     bench = Bench("decode", args)
@@ -24,14 +25,22 @@ def main() -> None:
     lengths = torch.full((batch,), keys, dtype=torch.int32)
     for dtype in (torch.float32, torch.bfloat16):
         for dim in (64, 128):
-            q = torch.randn(batch, heads, 1, dim, dtype=dtype)
+            tokens = args.tokens
+            q = torch.randn(batch, heads, tokens, dim, dtype=dtype)
+            # The last of several new tokens sees all keys, the one before it all but one.
+            sees = torch.ones(tokens, keys, dtype=torch.bool).tril(keys - tokens) if tokens > 1 else None
             k, v = (torch.randn(batch, heads_kv, keys, dim, dtype=dtype) for _ in range(2))
             gbytes = 2 * k.numel() * k.element_size() * 1e-9
             name = f"B={batch} H={heads}/{heads_kv} keys={keys} D={dim} {str(dtype)[6:]}"
+            if tokens > 1:
+                name = f"Tq={tokens} {name}"
 
-            def folded(q=q, k=k, v=v, dim=dim):
-                rows = q.view(batch, heads_kv, heads // heads_kv, dim) * dim**-0.5
-                return torch.softmax(rows @ k.transpose(-1, -2), -1) @ v
+            def folded(q=q, k=k, v=v, dim=dim, sees=sees, tokens=tokens):
+                rows = q.view(batch, heads_kv, heads // heads_kv * tokens, dim) * dim**-0.5
+                scores = rows @ k.transpose(-1, -2)
+                if sees is not None:
+                    scores.view(batch, heads, tokens, keys).masked_fill_(~sees, -torch.inf)
+                return torch.softmax(scores, -1) @ v
 
             page = 64
             order = torch.randperm(batch * keys // page)
@@ -70,11 +79,12 @@ def main() -> None:
                         q, k, v, seqlens=lengths, block_table=t
                     ),
                     "folded matmul": folded,
-                    "sdpa": lambda q=q, k=k, v=v: sdpa(q, k, v, enable_gqa=True),
+                    "sdpa": lambda q=q, k=k, v=v, sees=sees: sdpa(q, k, v, sees, enable_gqa=True),
                 },
                 gbytes=gbytes,
                 # Our share of the bandwidth, and of the time with pages, as ratios of times in one round.
-                bars={"reading the cache": 0.8, "sdpa": 1.0, "folded matmul": 1.0},
+                # With several tokens multiplications take over.
+                bars={"reading the cache": 0.8 if tokens == 1 else 0, "sdpa": 1.0, "folded matmul": 1.0},
             )
             if row:
                 in_order = (k.data_ptr(), v.data_ptr())

@@ -78,6 +78,16 @@ CASES = [
         Decode(f"dim_{d}_cut", D=d, Tq=3, weight=(2, 2, 320), flags={"window": (150, 0), "sink_tokens": 5})
         for d in (64, 128, 256)
     ),
+    # More rows than one group of four, which share a panel and what is fetched.
+    *(Decode(f"dim_{d}_rows_12", D=d, Tq=6) for d in (64, 80, 128)),
+    *(
+        Decode(
+            f"dim_{d}_rows_cut", D=d, Tq=7, weight=(2, 2, 320), flags={"window": (150, 0), "sink_tokens": 5}
+        )
+        for d in (64, 128, 256)
+    ),
+    Decode("dim_64_rows_16_split", lengths=(4500, 2079), S=4500, D=64, Tq=4, H=8, Hkv=2),
+    Decode("dim_128_rows_16_layout", D=128, layout=(4, 320), Tq=8),
     Decode("dim_64_layout", D=64, layout=(4, 320), Tq=4, dtypes=ALL),
     Decode("dim_128_split", lengths=(4500, 2079), S=4500, D=128, H=8, Hkv=1),
     Decode("unequal", lengths=(0, 1, 2, 320, 64), Tq=4, dtypes=ALL),  # rows before the first key see nothing
