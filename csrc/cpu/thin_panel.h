@@ -16,7 +16,7 @@ ATTN_NAMESPACE_BEGIN
 
 // Query rows handled together: every vector of K or V that is loaded serves four multiply-adds.
 constexpr int kThinRows = 4;
-constexpr int kThinRowsAtMost = 4 * kThinRows;
+constexpr int kThinRowsAtMost = 4 * kThinRows;  // of a kv head: room for what thin_rows_at_most allows
 template <class A> constexpr bool kThinFits = Lanes<A>::n >= kThinRows;
 template <class A> constexpr int kThinKeys = Lanes<A>::n / kThinRows;  // keys whose scores fill one vector
 // Scores of a strip are rounded up to so many keys; those past its end have weight 0.

@@ -56,9 +56,8 @@ template <class In> struct ListedRows {
 
 // Lines further ahead than the next rows, of which the first steps of a product fetch one each: a page lies anywhere,
 // and the hardware fetches little of one until it has met some lines of it. Those of its first rows are there early and
-// came one by one, and it goes on from them. In float32 it was within what
-// two runs differ by. Later steps fetch the last one again, which
-// costs less than to ask.
+// came one by one, and it goes on from them. In float32 it changed no more than what two runs differ by. Later steps
+// fetch the last one again, which costs less than to ask.
 struct ThinLines {
   const char* first;
   int64_t last;

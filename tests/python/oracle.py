@@ -83,13 +83,23 @@ def check_attention(attention: Attention, case: Case, dtype: torch.dtype, device
     attention: called like :func:`attn.attention` with ``return_lse=True``.
     """
     actual, plain, exact = (_run(f, case, dtype, device) for f in (attention, plain_attention, None))
+    errors = dict.fromkeys(exact, 0.0)
+    for seed in range(1, _draws(case)):
+        other, truth = (_run(f, case, dtype, device, seed) for f in (plain_attention, None))
+        errors = {name: max(errors[name], largest_error(other[name], truth[name])) for name in exact}
     for name, expected in exact.items():
+        assert_as_exact_as(actual[name], plain[name], expected, f"{case.id}: {name}", errors[name])
 
-        def elsewhere(seed: int, name: str = name) -> float:
-            other, truth = (_run(f, case, dtype, device, seed)[name] for f in (plain_attention, None))
-            return largest_error(other, truth)
 
-        assert_as_exact_as(actual[name], plain[name], expected, f"{case.id}: {name}", elsewhere)
+def _draws(case: Case) -> int:
+    """How many draws tell the error of the plain implementation.
+
+    With a handful of entries its largest error is a matter of luck: a gradient is the difference of two
+    rounded terms (dout . v, and delta = dout . out with out rounded to the dtype, as in FlashAttention), and
+    where they round the same way the plain error is far below one unit of either. 64 entries are enough.
+    """
+    entries = case.B * case.H * case.q_len * min(case.D, case.D if case.Dv is None else case.Dv)
+    return 1 if entries == 0 else -(-64 // entries)
 
 
 def _run(

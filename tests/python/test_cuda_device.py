@@ -44,21 +44,19 @@ def device_attention(q, k, v, **options):
 
 def forward_alone(case, dtype, function=attn.attention, oracle=reference.attention, plain=plain_attention):
     """Results of a case without gradients, by the 2x rule."""
-
-    def draw(seed=0):
+    errors = {"out": 0.0, "lse": 0.0}
+    for seed in range(4 if case.q_len * case.D < 64 else 1):
         x = case.inputs(dtype, "cuda", seed)
         exact = oracle(*(t.double() for t in (x.q, x.k, x.v)), **x.double().options, return_lse=True)
-        return x, plain(x.q, x.k, x.v, **x.options), exact
-
-    x, usual, exact = draw()
+        usual = plain(x.q, x.k, x.v, **x.options)
+        for name, u, e in zip(errors, usual, exact, strict=True):
+            errors[name] = max(errors[name], largest_error(u, e))
+    x = case.inputs(dtype, "cuda")
+    exact = oracle(*(t.double() for t in (x.q, x.k, x.v)), **x.double().options, return_lse=True)
+    usual = plain(x.q, x.k, x.v, **x.options)
     actual = function(x.q, x.k, x.v, **x.options, return_lse=True)
-    for i, name in enumerate(("out", "lse")):
-
-        def elsewhere(seed, i=i):
-            _, other, truth = draw(seed)
-            return largest_error(other[i], truth[i])
-
-        assert_as_exact_as(actual[i], usual[i], exact[i], f"{case.id}: {name}", elsewhere)
+    for name, a, u, e in zip(errors, actual, usual, exact, strict=True):
+        assert_as_exact_as(a, u, e, f"{case.id}: {name}", errors[name])
 
 
 @pytest.mark.parametrize(("case", "dtype"), with_dtypes(ON_TENSOR_CORES))

@@ -94,20 +94,23 @@ def same_dtype(name: str, x: Tensor, like: Tensor, like_name: str = "q") -> None
         )
 
 
-def int32(name: str, x: Any, like: Tensor, like_name: str = "q") -> Tensor:
+def _typed(name: str, x: Any, like: Tensor, like_name: str, dtype: torch.dtype, meaning: str = "") -> Tensor:
     x = is_tensor(name, x)
     same_place(name, x, like, like_name)
-    if x.dtype != torch.int32:
-        raise TypeError(f"{name} must be int32, got {dtype_name(x.dtype)}; convert with .int()")
+    if x.dtype != dtype:
+        must, method = dtype_name(dtype), "int" if dtype == torch.int32 else dtype_name(dtype)
+        raise TypeError(
+            f"{name} must be {must}{meaning}, got {dtype_name(x.dtype)}; convert with .{method}()"
+        )
     return x
+
+
+def int32(name: str, x: Any, like: Tensor, like_name: str = "q") -> Tensor:
+    return _typed(name, x, like, like_name, torch.int32)
 
 
 def keep_mask(name: str, x: Any, like: Tensor, like_name: str = "q") -> Tensor:
-    x = is_tensor(name, x)
-    same_place(name, x, like, like_name)
-    if x.dtype != torch.bool:
-        raise TypeError(f"{name} must be bool (True = keep), got {dtype_name(x.dtype)}; convert with .bool()")
-    return x
+    return _typed(name, x, like, like_name, torch.bool, " (True = keep)")
 
 
 def whole_groups(name: str, heads: int, of: str, kv_heads: int) -> None:
